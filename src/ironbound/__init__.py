@@ -1,0 +1,52 @@
+"""Ironbound: networks that provably cannot be fooled, and proofs for those you already have.
+
+Names load on first use, so that `ironbound --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Bounds": "bounding",
+    "Box": "regions",
+    "Certification": "certification",
+    "Graph": "graph",
+    "L1Ball": "regions",
+    "L2Ball": "regions",
+    "LinfBall": "regions",
+    "bounds": "bounding",
+    "certify": "certification",
+    "fgsm": "attacks",
+    "margins": "bounding",
+    "pgd": "attacks",
+}
+_MODULES = ("attacks", "data", "errors", "models", "training")
+
+__all__ = sorted(["__version__", *_PLACES, *_MODULES])
+
+if TYPE_CHECKING:
+    from ironbound import attacks, data, errors, models, training
+    from ironbound.attacks import fgsm, pgd
+    from ironbound.bounding import Bounds, bounds, margins
+    from ironbound.certification import Certification, certify
+    from ironbound.graph import Graph
+    from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        value = getattr(import_module(f"ironbound.{_PLACES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"ironbound.{name}")
+    else:
+        raise AttributeError(f"module 'ironbound' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,161 @@
+"""`bounds` and `margins`: what users call to bound a network's output over a region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ironbound.bounding.memory import DEFAULT_BUDGET, in_chunks
+from ironbound.bounding.methods import METHODS, example_bytes, identity_rows
+from ironbound.capture import capture
+from ironbound.errors import InputError, LabelError
+from ironbound.graph import Graph
+from ironbound.regions import Region
+
+_CHUNK = 1 << 20  # bytes of one batch's values on a CPU: about its second-level cache
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Bounds that are proofs (up to floating point rounding, which is not yet accounted for).
+
+    Attributes:
+        lower, upper: of the network's output, [batch, *output shape].
+        layers: (lower, upper) of the value that each activation reads, [batch, *shape], by the activation's node name. Where the
+            activation is affine on them they may be wider than the method's best, never on another side of a kink.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+
+
+def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memory: int | None = None) -> Bounds:
+    """Bounds of every output of a network over a region of inputs; differentiable in parameters and centre.
+
+    Args:
+        model: a feed-forward network in evaluation mode, or its graph.
+        region: the inputs, e.g. `LinfBall(x, 0.1)` with x of shape [batch, *input shape].
+        method: one of `METHODS`: "interval", "dual", "dual+interval", "crown", "crown-ibp".
+        memory: bytes that the rows of one step may take (default 2 GiB).
+
+    Returns:
+        Lower and upper bounds of shape [batch, *output shape], and those of every activation's input.
+
+    Raises:
+        InputError: arguments do not fit, or weights are not finite.
+        CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
+        MemoryLimitError: one functional alone does not fit into memory.
+    """
+    graph = _prepared(model, region, method)
+    names = [node.name for node in graph.nodes]
+    relaxed: list[int] = []
+
+    def work(piece: slice) -> tuple[Tensor, ...]:
+        part = region[piece]
+        state = METHODS[method](graph, part, memory)
+        coefficients, example = identity_rows(graph, len(part), part.center)
+        lower, upper = state.answer(coefficients, example, True)
+        assert upper is not None
+        relaxed[:] = list(state.layers)
+        shape = (len(part), *graph.output_shape)
+        flat = [end for found in state.layers.values() for end in found]
+        return lower.reshape(shape), upper.reshape(shape), *flat
+
+    lower, upper, *flat = in_chunks(work, len(region), _batch(graph, region, memory))
+    layers = {names[index]: (flat[2 * i], flat[2 * i + 1]) for i, index in enumerate(relaxed)}
+    return Bounds(lower, upper, layers)
+
+
+def margins(
+    model: nn.Module | Graph,
+    region: Region,
+    labels: Tensor,
+    method: str = "dual",
+    targets: Tensor | None = None,
+    memory: int | None = None,
+) -> Tensor:
+    """Lower bounds of logit[label] - logit[k] for every class k; all positive: no input of the region changes the answer.
+
+    Args:
+        model: a classifier in evaluation mode with outputs [batch, classes], or its graph.
+        region: the inputs.
+        labels: int64 [batch].
+        method: as for `bounds`.
+        targets: bool [batch, classes]: the classes to bound; the others are NaN (which never compares as proved).
+        memory: bytes that the rows of one step may take (default 2 GiB).
+
+    Returns:
+        [batch, classes]; 0 at k = label. Differentiable in parameters and centre.
+
+    Raises:
+        InputError, LabelError: arguments do not fit, or weights are not finite.
+        CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
+        MemoryLimitError: one functional alone does not fit into memory.
+    """
+    graph = _prepared(model, region, method)
+    labels = check_labels(labels, len(region), graph).to(region.center.device)
+    classes = graph.output_shape[0]
+    wanted = torch.ones((len(region), classes), dtype=torch.bool, device=labels.device) if targets is None else targets.to(labels.device)
+    if wanted.shape != (len(region), classes) or wanted.dtype != torch.bool:
+        raise InputError(f"targets must be bool [{len(region)}, {classes}], got {wanted.dtype} {tuple(wanted.shape)}")
+    own = torch.nn.functional.one_hot(labels, classes).bool()
+
+    def work(piece: slice) -> Tensor:
+        part, label = region[piece], labels[piece]
+        asked = torch.nonzero(wanted[piece] & ~own[piece])
+        result = part.center.new_full((len(part), classes), torch.nan).masked_fill(own[piece], 0.0)
+        if len(asked) == 0:
+            return result
+        example, other = asked[:, 0], asked[:, 1]
+        eye = torch.eye(classes, dtype=part.dtype, device=label.device)
+        state = METHODS[method](graph, part, memory)
+        lower, _ = state.answer(eye[label[example]] - eye[other], example, False)
+        return result.index_put((example, other), lower)
+
+    return in_chunks(work, len(region), _batch(graph, region, memory))
+
+
+def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
+    """Labels that fit a classifier's graph, int64 [batch].
+
+    Raises:
+        LabelError: not integers, not one per example, or no class of the network.
+        InputError: the network is no classifier.
+    """
+    if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
+        raise InputError(f"margins need a classifier with outputs [batch, classes]; this network's output is {graph.output_shape}")
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise LabelError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (batch,):
+        raise LabelError(f"labels must have shape ({batch},), one per example, got {tuple(labels.shape)}")
+    if batch and (labels.min() < 0 or labels.max() >= graph.output_shape[0]):
+        raise LabelError(f"labels must lie in 0..{graph.output_shape[0] - 1}, found {labels.min().item()}..{labels.max().item()}")
+    return labels.long()
+
+
+def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
+    if len(region) == 0:
+        raise InputError("the region holds no example")
+    graph = capture(model, region.center)
+    if graph.input_shape != region.shape:
+        raise InputError(f"the network reads inputs of shape {graph.input_shape}, the region's examples have {region.shape}")
+    for tensor in graph.parameters():
+        if tensor.is_floating_point() and tensor.dtype != region.dtype:
+            raise InputError(f"the network computes in {tensor.dtype}, the region is given in {region.dtype}; convert one of them")
+        if not torch.isfinite(tensor).all():
+            raise InputError("the network's weights hold NaN or infinity: nothing can be proved of it")
+    return graph
+
+
+def _batch(graph: Graph, region: Region, memory: int | None) -> int:
+    limit = DEFAULT_BUDGET // 8 if memory is None else memory // 8
+    if region.center.device.type == "cpu":
+        limit = min(limit, _CHUNK)
+    return max(1, limit // example_bytes(graph, region.center.element_size()))

@@ -1,0 +1,139 @@
+"""Layer-wise bounds with a line per side (CROWN, Zhang et al. 2018), and with any relaxation that is not parallel.
+
+Lower and upper bounds take two walks. Intermediate bounds come from the walk itself or from interval arithmetic (CROWN-IBP); a
+neuron that intervals close is not walked for: its relaxation is exact whatever its bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ironbound.bounding.backward import Range, Rows, lower_bound, unit_rows
+from ironbound.bounding.functionals import DenseRows
+from ironbound.bounding.interval import interval_bounds
+from ironbound.bounding.memory import chunk_length, in_chunks
+from ironbound.bounding.parallel import row_bytes
+from ironbound.graph import Graph
+from ironbound.ops.operator import Activation, Affine, Lines
+from ironbound.ops.piecewise import Maximum
+from ironbound.regions import Region
+
+Slopes = Literal["parallel", "adaptive"]
+
+
+@dataclass(frozen=True, eq=False)
+class LinesState:
+    """The relaxed network for a batch of regions.
+
+    Attributes:
+        graph: the network.
+        region: the inputs.
+        lines: the relaxation of each relaxed node.
+        layers: bounds (lower, upper) of the value that each relaxed node reads, by the relaxed node's index.
+        known: nodes at which walks stop, with bounds of their values.
+    """
+
+    graph: Graph
+    region: Region
+    lines: dict[int, Lines]
+    layers: dict[int, Range]
+    known: dict[int, Range]
+
+
+def interval_state(graph: Graph, region: Region) -> LinesState:
+    """Interval arithmetic everywhere; functionals of the output are merged with the affine operators above the last relaxation."""
+    intervals = interval_bounds(graph, region)
+    relaxed = [index for index, node in enumerate(graph.nodes) if isinstance(node.operator, Activation | Maximum)]
+    layers = {index: intervals[graph.nodes[index].inputs[0]] for index in relaxed}
+    return LinesState(graph, region, {}, layers, {index: intervals[index] for index in relaxed})
+
+
+def lines_state(graph: Graph, region: Region, slopes: Slopes, intermediate: Literal["walk", "interval"], budget: int | None) -> LinesState:
+    """Relaxations of every node, bottom up.
+
+    Args:
+        graph: the network.
+        region: the inputs.
+        slopes: "parallel" or "adaptive" lines.
+        intermediate: where the bounds of inner nodes come from.
+        budget: bytes for the rows of one chunk.
+    """
+    intervals = interval_bounds(graph, region)
+    state = LinesState(graph, region, {}, {}, {})
+    ranges: dict[int, Range] = {}
+    for index, node in enumerate(graph.nodes):
+        operator = node.operator
+        if isinstance(operator, Affine) or index == 0:
+            continue
+        source = node.inputs[0]
+        if source not in ranges:
+            ranges[source] = (
+                intervals[source] if intermediate == "interval" else _walked(state, source, operator, intervals[source], budget)
+            )
+        low, high = ranges[source]
+        if isinstance(operator, Maximum):
+            state.lines[index] = operator.lines(low, high)
+        else:
+            assert isinstance(operator, Activation)
+            make: Callable[[Tensor, Tensor], Lines] = operator.parallel_lines if slopes == "parallel" else operator.adaptive_lines
+            state.lines[index] = make(low, high)
+        state.layers[index] = (low, high)
+    return state
+
+
+def _walked(state: LinesState, target: int, operator: object, interval: Range, budget: int | None) -> Range:
+    """Bounds of node `target` by walks, for the neurons that intervals leave open."""
+    low, high = interval
+    with torch.no_grad():
+        closed = operator.linear_on(low, high) if isinstance(operator, Activation) else torch.zeros_like(low, dtype=torch.bool)
+        index = torch.nonzero(~closed.flatten()).squeeze(1)
+    if len(index) == 0:
+        return interval
+    size = state.graph.nodes[target].size
+    length = chunk_length(3 * row_bytes(state.graph, target, low.element_size()), budget, low.device)
+    constant = _skipped_constant(state.graph, target, low)
+
+    def work(piece: slice) -> Range:
+        part = index[piece]
+        rows, start = unit_rows(state.graph, target, part % size, part // size, low)
+        below, above = _both(state, start, rows)
+        return below + constant[part % size], above + constant[part % size]
+
+    below, above = in_chunks(work, len(index), length)
+    below, above = torch.minimum(below, above), torch.maximum(below, above)  # rounding may cross bounds of a constant
+    low = low.flatten().index_put((index,), below).reshape(low.shape)
+    return low, high.flatten().index_put((index,), above).reshape(high.shape)
+
+
+def _skipped_constant(graph: Graph, target: int, like: Tensor) -> Tensor:
+    """What `unit_rows` leaves out when it begins below the target's operator: its constant, [size of the node]."""
+    node = graph.nodes[target]
+    _, start = unit_rows(graph, target, *(torch.zeros(1, dtype=torch.int64, device=like.device),) * 2, like)
+    if start == target:
+        return like.new_zeros(node.size)
+    assert isinstance(node.operator, Affine)
+    shapes = tuple(graph.nodes[source].shape for source in node.inputs)
+    return node.operator.constant(shapes, like).expand(1, *node.shape).flatten()
+
+
+def _both(state: LinesState, start: int, rows: Rows) -> Range:
+    flipped = replace(rows, coefficients=-rows.coefficients)
+    walk = (state.graph, state.lines, state.region, start)
+    return lower_bound(*walk, rows, state.known), -lower_bound(*walk, flipped, state.known)
+
+
+def output_lower(state: LinesState, coefficients: Tensor, example: Tensor, budget: int | None) -> Tensor:
+    """Lower bounds, [rows], of functionals [rows, *output shape] of the network's output."""
+    last = len(state.graph.nodes) - 1
+    length = chunk_length(3 * row_bytes(state.graph, last, coefficients.element_size()), budget, coefficients.device)
+
+    def work(piece: slice) -> Tensor:
+        rows = DenseRows(coefficients[piece], example[piece])
+        return lower_bound(state.graph, state.lines, state.region, last, rows, state.known)
+
+    return in_chunks(work, len(coefficients), length)

@@ -1,0 +1,68 @@
+"""The memory budget: how many rows fit, and what happens when they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ironbound.errors import MemoryLimitError
+
+Result = TypeVar("Result", bound="Tensor | tuple[Tensor, ...]")
+
+DEFAULT_BUDGET = 2 << 30  # bytes
+CACHE = 6 << 20  # bytes of working set at which a CPU is fastest; measured on the `small` network
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is torch's way to say that memory is short, on CPU or GPU."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text or "defaultcpuallocator" in text)
+
+
+def chunk_length(bytes_each: int, budget: int | None, device: torch.device) -> int:
+    """How many items of `bytes_each` to work on at a time: what the budget holds, on a CPU no more than its cache."""
+    limit = DEFAULT_BUDGET if budget is None else budget
+    if device.type == "cpu":
+        limit = min(limit, CACHE)
+    return max(1, limit // max(1, bytes_each))
+
+
+def _pieces(count: int, length: int) -> Iterator[slice]:
+    for start in range(0, count, length):
+        yield slice(start, min(start + length, count))
+
+
+def in_chunks(work: Callable[[slice], Result], count: int, length: int) -> Result:
+    """Runs `work` on slices of range(count) and joins what it returns; out of memory halves the slices and goes on.
+
+    Raises:
+        MemoryLimitError: a single item does not fit.
+    """
+    parts: list = []
+    done = 0
+    while done < count or not parts:
+        piece = slice(done, min(done + length, count))
+        try:
+            parts.append(work(piece))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if length == 1 or piece.stop - piece.start <= 1:
+                raise MemoryLimitError("one example alone does not fit into memory; use a cheaper method or a smaller network") from error
+            length = max(1, (piece.stop - piece.start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        done = piece.stop
+        if count == 0:
+            break
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)  # type: ignore[return-value]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]

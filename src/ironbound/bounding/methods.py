@@ -1,0 +1,106 @@
+"""Bounds of a network's output by a named method; each method is a composition of a few parts.
+
+To add one, write its composition here and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ironbound.bounding.backward import Range
+from ironbound.bounding.forward import forward_pays, generator_state
+from ironbound.bounding.lines import LinesState, interval_state, lines_state, output_lower
+from ironbound.bounding.parallel import ParallelState, output_spread, parallel_state
+from ironbound.graph import Graph
+from ironbound.ops.piecewise import Maximum
+from ironbound.regions import Region
+
+# (functionals [rows, *output shape], example [rows], both) -> lower [rows], upper [rows] or None where only the lower was asked
+Answer = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A relaxed network, ready to bound any functional of its output.
+
+    Attributes:
+        answer: bounds functionals.
+        layers: bounds (lower, upper) of the value that each relaxed node reads, by the node's index.
+    """
+
+    answer: Answer
+    layers: dict[int, Range]
+
+
+def _by_lines(state: LinesState, budget: int | None) -> Relaxed:
+    def answer(coefficients: Tensor, example: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
+        lower = output_lower(state, coefficients, example, budget)
+        return lower, -output_lower(state, -coefficients, example, budget) if both else None
+
+    return Relaxed(answer, state.layers)
+
+
+def _by_bands(state: ParallelState, budget: int | None) -> Relaxed:
+    def answer(coefficients: Tensor, example: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
+        center, down, up = output_spread(state, coefficients, example, budget)
+        return center - down, center + up
+
+    return Relaxed(answer, state.layers)
+
+
+def interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """Naive layer-wise bounds (Gowal et al. 2018)."""
+    return _by_lines(interval_state(graph, region), budget)
+
+
+def dual(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """The dual network with alpha = u / (u - l) (Wong & Kolter 2018, Theorem 1 and Algorithm 1), by the cheaper direction."""
+    if any(isinstance(node.operator, Maximum) for node in graph.nodes):
+        return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
+    if forward_pays(graph, region):
+        state = generator_state(graph, region)
+        return Relaxed(state.answer, state.layers)
+    return _by_bands(parallel_state(graph, region, False, budget), budget)
+
+
+def dual_interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """The dual network with intermediate bounds met with interval arithmetic: often, not always, tighter."""
+    if any(isinstance(node.operator, Maximum) for node in graph.nodes):
+        return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
+    return _by_bands(parallel_state(graph, region, True, budget), budget)
+
+
+def crown(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """Adaptive lower slopes in every walk, intermediate ones included (Zhang et al. 2018)."""
+    return _by_lines(lines_state(graph, region, "adaptive", "walk", budget), budget)
+
+
+def crown_ibp(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """Adaptive lower slopes in one walk from the output, on interval bounds (Zhang et al. 2020)."""
+    return _by_lines(lines_state(graph, region, "adaptive", "interval", budget), budget)
+
+
+METHODS: dict[str, Callable[[Graph, Region, int | None], Relaxed]] = {
+    "interval": interval,
+    "dual": dual,
+    "dual+interval": dual_interval,
+    "crown": crown,
+    "crown-ibp": crown_ibp,
+}
+
+
+def example_bytes(graph: Graph, element_size: int) -> int:
+    """Bytes of all values of one example: the unit in which batches are cut."""
+    return element_size * sum(node.size for node in graph.nodes)
+
+
+def identity_rows(graph: Graph, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """One functional per output element and example: coefficients [batch * outputs, *output shape] and examples."""
+    size = graph.nodes[-1].size
+    eye = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *graph.output_shape)
+    coefficients = eye.repeat(batch, *(1,) * len(graph.output_shape))
+    return coefficients, torch.arange(batch, device=like.device).repeat_interleave(size)

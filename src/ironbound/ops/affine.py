@@ -1,0 +1,297 @@
+"""Affine operators: each says how it runs and what |A| does; linear and convolution also have a fast adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ironbound.ops.operator import Affine
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Affine):
+    """x W^T + b on the last axis.
+
+    Attributes:
+        weight: [out features, in features].
+        bias: [out features] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Runs the layer."""
+        return F.linear(inputs[0], self.weight, self.bias)
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """Rows times W."""
+        return (rows @ self.weight,)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Radii times |W|."""
+        return F.linear(radii[0], self.weight.abs())
+
+    def response(self, radius: Tensor, order: float) -> Tensor | None:
+        """The dual norm of the scaled rows of W."""
+        if order == 2:
+            return F.linear(radius**2, self.weight**2).sqrt()
+        return super().response(radius, order)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Affine):
+    """1-, 2- or 3-dimensional convolution with zero padding; other padding modes are a `Structural` pad before it.
+
+    Attributes:
+        weight: [out channels, in channels / groups, *kernel].
+        bias: [out channels] or None.
+        stride, padding, dilation: one entry per spatial axis.
+        groups: number of groups.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        run = _CONVOLUTIONS[weight.dim() - 2]
+        return run(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Runs the layer."""
+        return self._run(inputs[0], self.weight, self.bias)
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """The transposed convolution; `output_padding` restores input rows that the stride never reached."""
+        kernel = self.weight.shape[2:]
+        reached = (
+            (extent - 1) * stride - 2 * padding + dilation * (size - 1) + 1
+            for extent, stride, padding, dilation, size in zip(
+                rows.shape[2:], self.stride, self.padding, self.dilation, kernel, strict=True
+            )
+        )
+        missing = tuple(have - got for have, got in zip(shapes[0][1:], reached, strict=True))
+        run = _TRANSPOSED[self.weight.dim() - 2]
+        return (run(rows, self.weight, None, self.stride, self.padding, missing, self.groups, self.dilation),)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Convolution with |W|."""
+        return self._run(radii[0], self.weight.abs(), None)
+
+    def response(self, radius: Tensor, order: float) -> Tensor | None:
+        """The dual norm of the scaled kernel, of those of its elements that lie on the image."""
+        if order == 2:
+            return self._run(radius**2, self.weight**2, None).sqrt()
+        return super().response(radius, order)
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedConvolution(Affine):
+    """1-, 2- or 3-dimensional transposed convolution.
+
+    Attributes:
+        weight: [in channels, out channels / groups, *kernel].
+        bias: [out channels] or None.
+        stride, padding, output_padding, dilation: one entry per spatial axis.
+        groups: number of groups.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        run = _TRANSPOSED[weight.dim() - 2]
+        return run(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Runs the layer."""
+        return self._run(inputs[0], self.weight, self.bias)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Transposed convolution with |W|."""
+        return self._run(radii[0], self.weight.abs(), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Affine):
+    """Multiplication by a constant, element by element.
+
+    Attributes:
+        factor: broadcastable to [*shape] from the right (no batch axis).
+    """
+
+    factor: Tensor
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Multiplies."""
+        return inputs[0] * self.factor
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """Multiplies: the map is its own adjoint."""
+        return (rows * self.factor,)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Multiplies by the absolute value."""
+        return radii[0] * self.factor.abs()
+
+    def diagonal(self) -> bool:
+        """Each element is scaled alone."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(Affine):
+    """Addition of a constant.
+
+    Attributes:
+        offset: broadcastable to [*shape] from the right (no batch axis).
+    """
+
+    offset: Tensor
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Adds."""
+        return inputs[0] + self.offset
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """The linear part is the identity."""
+        return (rows,)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """The linear part is the identity."""
+        return radii[0]
+
+    def diagonal(self) -> bool:
+        """Each element is shifted alone."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm(Affine):
+    """Batch normalisation with its running statistics: an affine map per channel (axis 1).
+
+    Attributes:
+        mean, variance: running statistics, [channels].
+        weight, bias: [channels] or None.
+        epsilon: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    epsilon: float
+
+    def _factor(self, x: Tensor) -> Tensor:
+        factor = torch.rsqrt(self.variance + self.epsilon)
+        if self.weight is not None:
+            factor = factor * self.weight
+        return factor.reshape(-1, *(1,) * (x.dim() - 2))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Runs the layer in evaluation mode."""
+        return F.batch_norm(inputs[0], self.mean, self.variance, self.weight, self.bias, False, 0.0, self.epsilon)
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """Multiplies each channel by its factor."""
+        return (rows * self._factor(rows),)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Multiplies each channel by the absolute value of its factor."""
+        return radii[0] * self._factor(radii[0]).abs()
+
+    def diagonal(self) -> bool:
+        """Each element is mapped alone."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum(Affine):
+    """Sum of equally shaped inputs, each with a fixed factor: residual sums (1, 1) and differences (1, -1).
+
+    Attributes:
+        factors: one number per input.
+    """
+
+    factors: tuple[float, ...]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Adds up."""
+        terms = [x if factor == 1 else x * factor for x, factor in zip(inputs, self.factors, strict=True)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """Hands every input its share."""
+        return tuple(rows if factor == 1 else rows * factor for factor in self.factors)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Adds up with the factors' absolute values."""
+        return WeightedSum(tuple(abs(factor) for factor in self.factors)).forward(*radii)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Affine):
+    """Another shape for the same elements in the same order.
+
+    Attributes:
+        shape: the new shape, without the batch axis.
+    """
+
+    shape: tuple[int, ...]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Reshapes."""
+        return inputs[0].reshape(len(inputs[0]), *self.shape)
+
+    def adjoint(self, rows: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        """Reshapes back."""
+        return (rows.reshape(len(rows), *shapes[0]),)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """Reshapes."""
+        return self.forward(*radii)
+
+    def diagonal(self) -> bool:
+        """Elements keep their order."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Structural(Affine):
+    """An affine operator whose matrix has no negative entry: slice, transpose, concatenation, pad, mean, pooling, gather.
+
+    Attributes:
+        function: the operator as a function of its inputs, valid for any batch size.
+        label: what it does, for people.
+    """
+
+    function: Callable[..., Tensor]
+    label: str
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Runs the function."""
+        return self.function(*inputs)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """The linear part itself, since no entry is negative."""
+        value = self.function(*radii)
+        return value - self.function(*(radius.new_zeros((1, *radius.shape[1:])) for radius in radii))
