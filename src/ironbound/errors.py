@@ -1,21 +1,21 @@
 """Every error that Ironbound raises on purpose.
 
-    IronboundError
-    ├── InputError (ValueError)      an argument that does not fit: ε, shapes, dtypes, labels, NaN
-    │   └── LabelError               labels outside the classes, or not integers
-    ├── CaptureError                 the network cannot be turned into a graph
-    │   ├── UnsupportedOperatorError an operator, or an attribute of one, that no rule reads
-    │   ├── TrainingModeError        the network, or a layer of it, is in training mode
-    │   └── BatchMixingError         an output depends on other examples of the batch
-    ├── DataError                    a data file is missing, empty, truncated or malformed
-    │   ├── HashMismatchError        the content is not what the official hash says
-    │   └── UnsafeFileError          a pickle that would run code
-    ├── WeightsError                 weights that cannot be read or do not fit the architecture
-    ├── StoreError                   results cannot be written or read
-    │   ├── StoreBusyError           another process writes to the same store
-    │   └── StoreMismatchError       the store holds the results of another query
-    ├── MemoryLimitError             one example does not fit into the memory budget
-    └── SoundnessError               a proof and a counterexample contradict each other: a defect of Ironbound
+IronboundError
+├── InputError (ValueError)      an argument that does not fit: ε, shapes, dtypes, labels, NaN
+│   └── LabelError               labels outside the classes, or not integers
+├── CaptureError                 the network cannot be turned into a graph
+│   ├── UnsupportedOperatorError an operator, or an attribute of one, that no rule reads
+│   ├── TrainingModeError        the network, or a layer of it, is in training mode
+│   └── BatchMixingError         an output depends on other examples of the batch
+├── DataError                    a data file is missing, empty, truncated or malformed
+│   ├── HashMismatchError        the content is not what the official hash says
+│   └── UnsafeFileError          a pickle that would run code
+├── WeightsError                 weights that cannot be read or do not fit the architecture
+├── StoreError                   results cannot be written or read
+│   ├── StoreBusyError           another process writes to the same store
+│   └── StoreMismatchError       the store holds the results of another query
+├── MemoryLimitError             one example does not fit into the memory budget
+└── SoundnessError               a proof and a counterexample contradict each other: a defect of Ironbound
 """
 
 

@@ -116,7 +116,9 @@ def _radius(eps: Radius, center: Tensor) -> Tensor:
         radius = radius.reshape(-1, *(1,) * (center.dim() - 1))
     elif radius.dim() == 0:
         radius = radius.reshape((1,) * center.dim())
-    elif radius.dim() != center.dim() or any(have not in (1, want) for have, want in zip(radius.shape, center.shape, strict=True)):
+    elif radius.dim() != center.dim() or any(
+        have not in (1, want) for have, want in zip(radius.shape, center.shape, strict=True)
+    ):
         raise InputError(
             f"eps must be a number, one per example [{len(center)}] or one per element {tuple(center.shape)}, got {tuple(radius.shape)}"
         )
@@ -125,7 +127,9 @@ def _radius(eps: Radius, center: Tensor) -> Tensor:
     if (radius < 0).any():
         raise InputError("eps is negative; give a number >= 0 in the units of the data")
     if radius.numel() and radius.max() > 1e6:
-        raise InputError(f"eps = {radius.max().item():g} is huge; it is in the units of the data (pixels in [0, 1]), not in grey levels")
+        raise InputError(
+            f"eps = {radius.max().item():g} is huge; it is in the units of the data (pixels in [0, 1]), not in grey levels"
+        )
     return radius
 
 
@@ -136,7 +140,9 @@ def _check_clip(clip: Sequence[float] | None, center: Tensor) -> tuple[float, fl
     if not low < high:
         raise InputError(f"clip must be (low, high) with low < high, got {tuple(clip)}")
     if ((center < low) | (center > high)).any():
-        raise InputError(f"the examples leave the clipping range [{low:g}, {high:g}]; is clip in the units of the data?")
+        raise InputError(
+            f"the examples leave the clipping range [{low:g}, {high:g}]; is clip in the units of the data?"
+        )
     return low, high
 
 
@@ -160,7 +166,9 @@ class Box(Region):
         _check_finite("lower", lower)
         _check_finite("upper", upper)
         if lower.shape != upper.shape or lower.dtype != upper.dtype:
-            raise InputError(f"lower {tuple(lower.shape)} and upper {tuple(upper.shape)} of a Box must have one shape and dtype")
+            raise InputError(
+                f"lower {tuple(lower.shape)} and upper {tuple(upper.shape)} of a Box must have one shape and dtype"
+            )
         if (lower > upper).any():
             raise InputError("a Box needs lower <= upper everywhere")
         super().__init__((lower + upper) / 2, None)
@@ -348,7 +356,9 @@ class L2Ball(_Ball):
     def ascent(self, gradient: Tensor, step: float) -> Tensor:
         """The scaled gradient, normalised."""
         scaled = gradient * self.eps
-        scaled = scaled / _flat_norm(scaled, float("inf")).clamp(min=torch.finfo(scaled.dtype).tiny)  # squares of 1e-23 vanish
+        scaled = scaled / _flat_norm(scaled, float("inf")).clamp(
+            min=torch.finfo(scaled.dtype).tiny
+        )  # squares of 1e-23 vanish
         return step * scaled / _flat_norm(scaled, 2).clamp(min=torch.finfo(scaled.dtype).tiny) * self.eps
 
 
@@ -378,7 +388,9 @@ class L1Ball(_Ball):
         """Uniform in the ball (exponential spacings), then projected into the clipping range."""
         size = self.center[0].numel()
         shares = -torch.log(
-            torch.rand((len(self), size + 1), generator=generator, dtype=self.dtype, device=self.center.device).clamp(min=1e-30)
+            torch.rand((len(self), size + 1), generator=generator, dtype=self.dtype, device=self.center.device).clamp(
+                min=1e-30
+            )
         )
         shares = (shares / shares.sum(1, keepdim=True))[:, :size].reshape(self.center.shape)
         signs = torch.randint(0, 2, self.center.shape, generator=generator, device=self.center.device) * 2 - 1

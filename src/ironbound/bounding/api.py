@@ -99,7 +99,11 @@ def margins(
     graph = _prepared(model, region, method)
     labels = check_labels(labels, len(region), graph).to(region.center.device)
     classes = graph.output_shape[0]
-    wanted = torch.ones((len(region), classes), dtype=torch.bool, device=labels.device) if targets is None else targets.to(labels.device)
+    wanted = (
+        torch.ones((len(region), classes), dtype=torch.bool, device=labels.device)
+        if targets is None
+        else targets.to(labels.device)
+    )
     if wanted.shape != (len(region), classes) or wanted.dtype != torch.bool:
         raise InputError(f"targets must be bool [{len(region)}, {classes}], got {wanted.dtype} {tuple(wanted.shape)}")
     own = torch.nn.functional.one_hot(labels, classes).bool()
@@ -127,14 +131,18 @@ def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
         InputError: the network is no classifier.
     """
     if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
-        raise InputError(f"margins need a classifier with outputs [batch, classes]; this network's output is {graph.output_shape}")
+        raise InputError(
+            f"margins need a classifier with outputs [batch, classes]; this network's output is {graph.output_shape}"
+        )
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
         raise LabelError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != (batch,):
         raise LabelError(f"labels must have shape ({batch},), one per example, got {tuple(labels.shape)}")
     if batch and (labels.min() < 0 or labels.max() >= graph.output_shape[0]):
-        raise LabelError(f"labels must lie in 0..{graph.output_shape[0] - 1}, found {labels.min().item()}..{labels.max().item()}")
+        raise LabelError(
+            f"labels must lie in 0..{graph.output_shape[0] - 1}, found {labels.min().item()}..{labels.max().item()}"
+        )
     return labels.long()
 
 
@@ -145,10 +153,14 @@ def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
         raise InputError("the region holds no example")
     graph = capture(model, region.center)
     if graph.input_shape != region.shape:
-        raise InputError(f"the network reads inputs of shape {graph.input_shape}, the region's examples have {region.shape}")
+        raise InputError(
+            f"the network reads inputs of shape {graph.input_shape}, the region's examples have {region.shape}"
+        )
     for tensor in graph.parameters():
         if tensor.is_floating_point() and tensor.dtype != region.dtype:
-            raise InputError(f"the network computes in {tensor.dtype}, the region is given in {region.dtype}; convert one of them")
+            raise InputError(
+                f"the network computes in {tensor.dtype}, the region is given in {region.dtype}; convert one of them"
+            )
         if not torch.isfinite(tensor).all():
             raise InputError("the network's weights hold NaN or infinity: nothing can be proved of it")
     return graph

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range
+from ironbound.bounding.functionals import row_norm
 from ironbound.graph import Graph
 from ironbound.ops.affine import Linear, Reshape
 from ironbound.ops.operator import Activation, Affine
@@ -77,7 +78,7 @@ class GeneratorState:
         rows = coefficients.flatten(1)
         center = (rows * self.output.center.flatten(1)[example]).sum(1)
         inputs = torch.einsum("ro,rio->ri", rows, self.output.inputs.flatten(2)[example])
-        radius = torch.linalg.vector_norm(inputs, self.order, dim=1)
+        radius = row_norm(inputs, self.order)
         # rows of functionals meet the generators of their own example only
         product = (rows @ self.output.rows.flatten(1).T).abs()
         own = example.unsqueeze(1) == self.output.example.unsqueeze(0)
@@ -109,7 +110,9 @@ def generator_state(graph: Graph, region: Region) -> GeneratorState:
         radius = value.radius(part.dual)
         low, high = value.center - radius, value.center + radius
         layers[index] = (low, high)
-        values.append(_push_band(Band.of(node.operator.parallel_lines(low, high)), node.operator.linear_on(low, high), value))
+        values.append(
+            _push_band(Band.of(node.operator.parallel_lines(low, high)), node.operator.linear_on(low, high), value)
+        )
     return GeneratorState(values[-1], part.dual, layers)
 
 

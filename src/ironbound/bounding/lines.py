@@ -53,7 +53,9 @@ def interval_state(graph: Graph, region: Region) -> LinesState:
     return LinesState(graph, region, {}, layers, {index: intervals[index] for index in relaxed})
 
 
-def lines_state(graph: Graph, region: Region, slopes: Slopes, intermediate: Literal["walk", "interval"], budget: int | None) -> LinesState:
+def lines_state(
+    graph: Graph, region: Region, slopes: Slopes, intermediate: Literal["walk", "interval"], budget: int | None
+) -> LinesState:
     """Relaxations of every node, bottom up.
 
     Args:
@@ -73,14 +75,18 @@ def lines_state(graph: Graph, region: Region, slopes: Slopes, intermediate: Lite
         source = node.inputs[0]
         if source not in ranges:
             ranges[source] = (
-                intervals[source] if intermediate == "interval" else _walked(state, source, operator, intervals[source], budget)
+                intervals[source]
+                if intermediate == "interval"
+                else _walked(state, source, operator, intervals[source], budget)
             )
         low, high = ranges[source]
         if isinstance(operator, Maximum):
             state.lines[index] = operator.lines(low, high)
         else:
             assert isinstance(operator, Activation)
-            make: Callable[[Tensor, Tensor], Lines] = operator.parallel_lines if slopes == "parallel" else operator.adaptive_lines
+            make: Callable[[Tensor, Tensor], Lines] = (
+                operator.parallel_lines if slopes == "parallel" else operator.adaptive_lines
+            )
             state.lines[index] = make(low, high)
         state.layers[index] = (low, high)
     return state
@@ -90,7 +96,11 @@ def _walked(state: LinesState, target: int, operator: object, interval: Range, b
     """Bounds of node `target` by walks, for the neurons that intervals leave open."""
     low, high = interval
     with torch.no_grad():
-        closed = operator.linear_on(low, high) if isinstance(operator, Activation) else torch.zeros_like(low, dtype=torch.bool)
+        closed = (
+            operator.linear_on(low, high)
+            if isinstance(operator, Activation)
+            else torch.zeros_like(low, dtype=torch.bool)
+        )
         index = torch.nonzero(~closed.flatten()).squeeze(1)
     if len(index) == 0:
         return interval

@@ -21,7 +21,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text or "defaultcpuallocator" in text)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "defaultcpuallocator" in text
+    )
 
 
 def chunk_length(bytes_each: int, budget: int | None, device: torch.device) -> int:
@@ -53,7 +55,9 @@ def in_chunks(work: Callable[[slice], Result], count: int, length: int) -> Resul
             if not is_out_of_memory(error):
                 raise
             if length == 1 or piece.stop - piece.start <= 1:
-                raise MemoryLimitError("one example alone does not fit into memory; use a cheaper method or a smaller network") from error
+                raise MemoryLimitError(
+                    "one example alone does not fit into memory; use a cheaper method or a smaller network"
+                ) from error
             length = max(1, (piece.stop - piece.start) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

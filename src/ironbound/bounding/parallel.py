@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range, spread, unit_rows
-from ironbound.bounding.functionals import DenseRows
+from ironbound.bounding.functionals import DenseRows, row_norm
 from ironbound.bounding.interval import interval_bounds
 from ironbound.bounding.memory import chunk_length, in_chunks
 from ironbound.bounding.windows import Windows, is_windowed
@@ -63,7 +63,9 @@ class ParallelState:
     layers: dict[int, Range]
 
 
-def parallel_state(graph: Graph, region: Region, meet_interval: bool = False, budget: int | None = None) -> ParallelState:
+def parallel_state(
+    graph: Graph, region: Region, meet_interval: bool = False, budget: int | None = None
+) -> ParallelState:
     """Bounds of every relaxed node's input, layer by layer, and the bands that follow from them.
 
     Args:
@@ -176,7 +178,9 @@ def exact_rows(state: ParallelState, target: int, index: Tensor, budget: int | N
     return in_chunks(work, len(index), length)
 
 
-def output_spread(state: ParallelState, coefficients: Tensor, example: Tensor, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def output_spread(
+    state: ParallelState, coefficients: Tensor, example: Tensor, budget: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centre and distances (down, up), each [rows], of functionals of the network's output.
 
     Args:
@@ -248,7 +252,10 @@ def _position_sieve(state: ParallelState, target: int, index: Tensor, operator: 
         rows, _ = unit_rows(graph, target, part % node.size, part // node.size, center)
         assert isinstance(rows, Windows)
         pieces = (rows.coefficients * rows.gather(band.slope)).reshape(-1, len(taps)) @ taps
-        norms = torch.linalg.vector_norm(pieces, order, dim=1).reshape(len(part), -1).sum(1)
+        if order == 1:
+            norms = pieces.abs_().reshape(len(part), -1).sum(1)
+        else:
+            norms = row_norm(pieces, order).reshape(len(part), -1).sum(1)
         reach = norms * largest[rows.example] + widened[part]
         kept.append(part[~operator.linear_on(center[part] - reach, center[part] + reach)])
         reaches.append(reach)

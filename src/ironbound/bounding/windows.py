@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ironbound.bounding.functionals import DenseRows, Pull
-from ironbound.ops.affine import BatchNorm, Convolution, Scale, Shift, WeightedSum
+from ironbound.bounding.functionals import DenseRows, Pull, row_norm
+from ironbound.ops.affine import BatchNorm, Convolution, Scale, Shift, WeightedSum, transposed_2d
 from ironbound.ops.operator import Affine, Lines
 from ironbound.regions import Set
 
@@ -87,9 +87,7 @@ class Windows:
         if not isinstance(other, Windows) or other.stride != self.stride or other.shape != self.shape:
             return self.dense() + other.dense()
         first = [min(a, b) for a, b in zip(self.shift, other.shift, strict=True)]
-        last = [
-            max(a + m, b + n) for a, m, b, n in zip(self.shift, self.size, other.shift, other.size, strict=True)
-        ]
+        last = [max(a + m, b + n) for a, m, b, n in zip(self.shift, self.size, other.shift, other.size, strict=True)]
 
         def grown(part: Windows) -> Tensor:
             before = [have - start for have, start in zip(part.shift, first, strict=True)]
@@ -162,7 +160,7 @@ class Windows:
         """The support function of a centered set, [rows]."""
         radius = region_set.radius
         scaled = self.coefficients * self.gather(radius.expand(-1, radius.shape[1], *self.shape[1:]))
-        return torch.linalg.vector_norm(scaled.flatten(1), region_set.dual, dim=1)
+        return row_norm(scaled.flatten(1), region_set.dual)
 
 
 class _TakeWindows(torch.autograd.Function):
@@ -202,17 +200,19 @@ def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, ...]) -> T
     weight = operator.weight
     count, height, width, channels = rows.shape
     entries = height * width * channels * size[0] * size[1] * weight.shape[1]
-    if entries <= _DENSE_PRODUCT:
+    if entries <= _DENSE_PRODUCT:  # one product; the matrix is the adjoint of every unit window
         eye = torch.eye(height * width * channels, dtype=rows.dtype, device=rows.device)
         eye = eye.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         matrix = F.conv_transpose2d(eye, weight, None, operator.stride, 0, 0, 1, operator.dilation)
         matrix = matrix.permute(0, 2, 3, 1).reshape(len(eye), -1)
         return (rows.reshape(count, -1) @ matrix).reshape(count, size[0], size[1], -1)
-    pulled = F.conv_transpose2d(rows.permute(0, 3, 1, 2), weight, None, operator.stride, 0, 0, 1, operator.dilation)
+    pulled = transposed_2d(rows.permute(0, 3, 1, 2), weight, operator.stride, (0, 0), operator.dilation, size)
     return pulled.permute(0, 2, 3, 1)
 
 
-def unit_windows(operator: Convolution, neuron: Tensor, example: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Windows:
+def unit_windows(
+    operator: Convolution, neuron: Tensor, example: Tensor, shapes: tuple[tuple[int, ...], ...]
+) -> Windows:
     """One functional per neuron of a feature map.
 
     Args:

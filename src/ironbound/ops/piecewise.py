@@ -58,7 +58,9 @@ class PiecewiseLinear(Activation):
                     run = end - knot
                     proper = run.abs() > 1e-6
                     rise = self.forward(end) - self.forward(torch.full_like(end, knot))
-                    candidates.append(torch.where(proper, rise / torch.where(proper, run, torch.ones_like(run)), at_lower))
+                    candidates.append(
+                        torch.where(proper, rise / torch.where(proper, run, torch.ones_like(run)), at_lower)
+                    )
         return candidates
 
     def linear_on(self, lower: Tensor, upper: Tensor) -> Tensor:

@@ -85,7 +85,11 @@ class Gated(Smooth):
         """The roots of f' = slope on the three monotone pieces by bisection (an end of the piece where there is none)."""
         points = []
         with torch.no_grad():
-            for left, right, rising in ((-self.span, -self.bend, False), (-self.bend, self.bend, True), (self.bend, self.span, False)):
+            for left, right, rising in (
+                (-self.span, -self.bend, False),
+                (-self.bend, self.bend, True),
+                (self.bend, self.span, False),
+            ):
                 low, high = torch.full_like(slope, left), torch.full_like(slope, right)
                 for _ in range(60 if slope.dtype == torch.float64 else 32):
                     middle = (low + high) / 2
@@ -126,7 +130,6 @@ class GELU(Gated):
 @dataclass(frozen=True, eq=False)
 class SiLU(Gated):
     """z sigmoid(z)."""
-
 
     @property
     def bend(self) -> float:
