@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ironbound.bounding.memory import DEFAULT_BUDGET, in_chunks
+from ironbound.bounding.functionals import DenseRows
+from ironbound.bounding.memory import DEFAULT_BUDGET
 from ironbound.bounding.methods import METHODS, example_bytes, identity_rows
+from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
 from ironbound.errors import InputError, LabelError
 from ironbound.graph import Graph
@@ -52,21 +54,20 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
     """
     graph = _prepared(model, region, method)
     names = [node.name for node in graph.nodes]
-    relaxed: list[int] = []
+    relaxed: list[list[int]] = []
 
     def work(piece: slice) -> tuple[Tensor, ...]:
         part = region[piece]
         state = METHODS[method](graph, part, memory)
-        coefficients, example = identity_rows(graph, len(part), part.center)
-        lower, upper = state.answer(coefficients, example, True)
+        lower, upper = state.answer(identity_rows(graph, len(part), part.center), True)
         assert upper is not None
-        relaxed[:] = list(state.layers)
+        relaxed.append(list(state.layers))
         shape = (len(part), *graph.output_shape)
         flat = [end for found in state.layers.values() for end in found]
         return lower.reshape(shape), upper.reshape(shape), *flat
 
-    lower, upper, *flat = in_chunks(work, len(region), _batch(graph, region, memory))
-    layers = {names[index]: (flat[2 * i], flat[2 * i + 1]) for i, index in enumerate(relaxed)}
+    lower, upper, *flat = over_examples(work, len(region), _batch(graph, region, memory), region.center.device)
+    layers = {names[index]: (flat[2 * i], flat[2 * i + 1]) for i, index in enumerate(relaxed[0])}
     return Bounds(lower, upper, layers)
 
 
@@ -117,10 +118,11 @@ def margins(
         example, other = asked[:, 0], asked[:, 1]
         eye = torch.eye(classes, dtype=part.dtype, device=label.device)
         state = METHODS[method](graph, part, memory)
-        lower, _ = state.answer(eye[label[example]] - eye[other], example, False)
+        layout = (0, classes - 1) if len(asked) == len(part) * (classes - 1) else None
+        lower, _ = state.answer(DenseRows(eye[label[example]] - eye[other], example, layout), False)
         return result.index_put((example, other), lower)
 
-    return in_chunks(work, len(region), _batch(graph, region, memory))
+    return over_examples(work, len(region), _batch(graph, region, memory), region.center.device)
 
 
 def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
@@ -157,7 +159,8 @@ def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
             f"the network reads inputs of shape {graph.input_shape}, the region's examples have {region.shape}"
         )
     for tensor in graph.parameters():
-        if tensor.is_floating_point() and tensor.dtype != region.dtype:
+        # a tensor without axes is a number of the code, which takes the dtype of what it meets
+        if tensor.dim() and tensor.is_floating_point() and tensor.dtype != region.dtype:
             raise InputError(
                 f"the network computes in {tensor.dtype}, the region is given in {region.dtype}; convert one of them"
             )
@@ -169,5 +172,6 @@ def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
 def _batch(graph: Graph, region: Region, memory: int | None) -> int:
     limit = DEFAULT_BUDGET // 8 if memory is None else memory // 8
     if region.center.device.type == "cpu":
-        limit = min(limit, _CHUNK)
+        # with gradients the values are kept anyway: fewer, larger pieces
+        limit = min(limit, 4 * _CHUNK if torch.is_grad_enabled() else _CHUNK)
     return max(1, limit // example_bytes(graph, region.center.element_size()))

@@ -38,6 +38,9 @@ class Band:
     @staticmethod
     def of(lines: Lines) -> Band:
         """The band of a parallel relaxation."""
+        if lines.lower_intercept is None:
+            half = lines.upper_intercept / 2
+            return Band(lines.lower_slope, half, half)
         middle = (lines.lower_intercept + lines.upper_intercept) / 2
         return Band(lines.lower_slope, middle, (lines.upper_intercept - lines.lower_intercept) / 2)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range
-from ironbound.bounding.functionals import row_norm
+from ironbound.bounding.functionals import DenseRows, row_norm
 from ironbound.graph import Graph
 from ironbound.ops.affine import Linear, Reshape
 from ironbound.ops.operator import Activation, Affine
@@ -73,9 +73,9 @@ class GeneratorState:
     order: float
     layers: dict[int, Range]
 
-    def answer(self, coefficients: Tensor, example: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
-        """Lower and upper bound, [rows], of functionals [rows, *output shape] of the output."""
-        rows = coefficients.flatten(1)
+    def answer(self, functionals: DenseRows, both: bool) -> tuple[Tensor, Tensor | None]:
+        """Lower and upper bound, [rows], of functionals of the output."""
+        rows, example = functionals.coefficients.flatten(1), functionals.example
         center = (rows * self.output.center.flatten(1)[example]).sum(1)
         inputs = torch.einsum("ro,rio->ri", rows, self.output.inputs.flatten(2)[example])
         radius = row_norm(inputs, self.order)

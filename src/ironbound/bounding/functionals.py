@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,24 +12,10 @@ from ironbound.regions import Set
 
 
 def row_norm(rows: Tensor, order: float) -> Tensor:
-    """Norm of order 1, 2 or inf over the last axis; for order 1 several times faster than `torch.linalg.vector_norm` on a CPU."""
+    """Norm of order 1, 2 or inf over the last axis; for order 1 several times faster than `vector_norm` on a CPU."""
     if order == 1:
         return rows.abs().sum(-1)
     return torch.linalg.vector_norm(rows, order, dim=-1)
-
-
-def total(values: Tensor) -> Tensor:
-    """Sum over all axes but the first, without a copy where the layout is channels last."""
-    return values.sum(dim=tuple(range(1, values.dim()))) if values.dim() > 1 else values
-
-
-def take(value: Tensor, example: Tensor) -> Tensor:
-    """value[example] for [batch or 1, *shape]; feature maps come channels last, as convolutions run fastest."""
-    if len(value) == 1:
-        return value
-    if value.dim() == 4:
-        return value.permute(0, 2, 3, 1).contiguous().index_select(0, example).permute(0, 3, 1, 2)
-    return value.index_select(0, example)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +25,10 @@ class Pull:
     Attributes:
         rows: functionals of its input.
         lower: what it adds to the lower bound, [rows].
-        upper: what it adds to the upper bound, [rows] (parallel lines only; else None).
     """
 
     rows: DenseRows | object
     lower: Tensor
-    upper: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,28 +38,73 @@ class DenseRows:
     Attributes:
         coefficients: [rows, *node shape].
         example: the example that each row belongs to, int64 [rows].
+        layout: (first example, rows per example) where the rows of consecutive examples follow each other, else None. Values of
+            examples are then broadcast, not gathered.
     """
 
     coefficients: Tensor
     example: Tensor
+    layout: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.coefficients)
 
     def __add__(self, other: DenseRows) -> DenseRows:
-        return DenseRows(self.coefficients + other.coefficients, self.example)
+        # the other part may be windows, whose coefficients have another layout that would broadcast silently
+        return replace(self, coefficients=self.coefficients + other.dense().coefficients)
+
+    @property
+    def group(self) -> int:
+        """Rows that should stay together: those of one example where the layout is known, else 1."""
+        return 1 if self.layout is None else self.layout[1]
+
+    def part(self, piece: slice) -> DenseRows:
+        """Some of the rows; the layout is kept where the cut falls between examples."""
+        layout = None
+        if self.layout is not None:
+            first, each = self.layout
+            if piece.start % each == 0 and piece.stop % each == 0:
+                layout = (first + piece.start // each, each)
+        return DenseRows(self.coefficients[piece], self.example[piece], layout)
 
     def dense(self) -> DenseRows:
         """Itself."""
         return self
 
+    def _grouped(self) -> Tensor:
+        """The coefficients, [examples, rows per example, *shape] where the layout is known, else [rows, *shape]."""
+        return self.coefficients if self.layout is None else self.coefficients.unflatten(0, (-1, self.layout[1]))
+
+    def _at(self, value: Tensor) -> Tensor:
+        """`value` [batch or 1, *shape] at every row, broadcastable to the grouped coefficients."""
+        channels_last = value.dim() == 4
+        if len(value) == 1:
+            return value.contiguous(memory_format=torch.channels_last) if channels_last else value
+        if self.layout is not None:
+            first, each = self.layout
+            part = value[first : first + len(self) // each]
+            return (part.contiguous(memory_format=torch.channels_last) if channels_last else part).unsqueeze(1)
+        if channels_last:
+            return value.permute(0, 2, 3, 1).contiguous().index_select(0, self.example).permute(0, 3, 1, 2)
+        return value.index_select(0, self.example)
+
+    def _total(self, grouped: Tensor) -> Tensor:
+        """Sum per row, without a copy where the layout is channels last."""
+        kept = 1 if self.layout is None else 2
+        if grouped.dim() == kept:
+            return grouped.flatten()
+        return grouped.sum(dim=tuple(range(kept, grouped.dim()))).flatten()
+
+    def _with(self, grouped: Tensor) -> DenseRows:
+        return replace(self, coefficients=grouped if self.layout is None else grouped.flatten(0, 1))
+
     def dot(self, value: Tensor) -> Tensor:
         """Applies each row to its example's `value` [batch or 1, *shape]; returns [rows]."""
-        return total(self.coefficients * take(value, self.example))
+        return self._total(self._grouped() * self._at(value))
 
     def pull_affine(self, operator: Affine, shapes: tuple[tuple[int, ...], ...]) -> tuple[DenseRows, ...]:
         """Functionals of the operator's inputs."""
-        return tuple(DenseRows(part, self.example) for part in operator.adjoint(self.coefficients, shapes))
+        return tuple(replace(self, coefficients=part) for part in operator.adjoint(self.coefficients, shapes))
 
     def pull_lines(self, lines: Lines, window: bool) -> Pull:
         """Goes through a relaxation: positive coefficients take the lower line, negative ones the upper line.
@@ -84,17 +113,16 @@ class DenseRows:
             lines: slopes and intercepts per example.
             window: whether the slopes have one more axis than the rows (a maximum over it).
         """
-        c, example = self.coefficients, self.example
-        positive, negative = c.clamp(min=0), c.clamp(max=0)
-        low, high = take(lines.lower_intercept, example), take(lines.upper_intercept, example)
-        lower = total(positive * low + negative * high)
+        c = self._grouped()
+        lower = self._total(c.clamp(max=0) * self._at(lines.upper_intercept))
+        if lines.lower_intercept is not None:
+            lower = lower + self._total(c.clamp(min=0) * self._at(lines.lower_intercept))
         if lines.parallel:
-            upper = total(positive * high + negative * low)
-            return Pull(DenseRows(c * take(lines.lower_slope, example), example), lower, upper)
+            return Pull(self._with(c * self._at(lines.lower_slope)), lower)
         if window:
-            positive, negative = positive.unsqueeze(-1), negative.unsqueeze(-1)
-        pulled = positive * take(lines.lower_slope, example) + negative * take(lines.upper_slope, example)
-        return Pull(DenseRows(pulled, example), lower, None)
+            c = c.unsqueeze(-1)
+        slope = torch.where(c < 0, self._at(lines.upper_slope), self._at(lines.lower_slope))
+        return Pull(self._with(c * slope), lower)
 
     def spread(self, gap: Tensor, slope: Tensor) -> tuple[DenseRows, Tensor]:
         """Goes through parallel lines seen from their middle: returns the pulled rows and sum |c| gap, [rows].
@@ -103,10 +131,10 @@ class DenseRows:
             gap: half the distance of the two lines, [batch, *shape].
             slope: their slope, [batch, *shape].
         """
-        widened = total(self.coefficients.abs() * take(gap, self.example))
-        return DenseRows(self.coefficients * take(slope, self.example), self.example), widened
+        c = self._grouped()
+        return self._with(c * self._at(slope)), self._total(c.abs() * self._at(gap))
 
     def norm(self, region_set: Set) -> Tensor:
         """The support function of a centered set, [rows]."""
-        scaled = self.coefficients * take(region_set.radius, self.example)
-        return total(scaled.abs()) if region_set.dual == 1 else row_norm(scaled.flatten(1), region_set.dual)
+        scaled = self._grouped() * self._at(region_set.radius)
+        return self._total(scaled.abs()) if region_set.dual == 1 else row_norm(self._with(scaled).coefficients.flatten(1), region_set.dual)

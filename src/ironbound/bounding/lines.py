@@ -105,7 +105,7 @@ def _walked(state: LinesState, target: int, operator: object, interval: Range, b
     if len(index) == 0:
         return interval
     size = state.graph.nodes[target].size
-    length = chunk_length(3 * row_bytes(state.graph, target, low.element_size()), budget, low.device)
+    length = chunk_length(row_bytes(state.graph, target, low.element_size()), budget, low.device)
     constant = _skipped_constant(state.graph, target, low)
 
     def work(piece: slice) -> Range:
@@ -137,13 +137,13 @@ def _both(state: LinesState, start: int, rows: Rows) -> Range:
     return lower_bound(*walk, rows, state.known), -lower_bound(*walk, flipped, state.known)
 
 
-def output_lower(state: LinesState, coefficients: Tensor, example: Tensor, budget: int | None) -> Tensor:
-    """Lower bounds, [rows], of functionals [rows, *output shape] of the network's output."""
+def output_lower(state: LinesState, rows: DenseRows, budget: int | None) -> Tensor:
+    """Lower bounds, [rows], of functionals of the network's output."""
     last = len(state.graph.nodes) - 1
-    length = chunk_length(3 * row_bytes(state.graph, last, coefficients.element_size()), budget, coefficients.device)
+    bytes_each = row_bytes(state.graph, last, rows.coefficients.element_size())
+    length = chunk_length(bytes_each, budget, rows.example.device, rows.group)
 
     def work(piece: slice) -> Tensor:
-        rows = DenseRows(coefficients[piece], example[piece])
-        return lower_bound(state.graph, state.lines, state.region, last, rows, state.known)
+        return lower_bound(state.graph, state.lines, state.region, last, rows.part(piece), state.known)
 
-    return in_chunks(work, len(coefficients), length)
+    return in_chunks(work, len(rows), length)

@@ -6,21 +6,22 @@ To add one, write its composition here and one line in `METHODS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ironbound.bounding.backward import Range
 from ironbound.bounding.forward import forward_pays, generator_state
+from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.lines import LinesState, interval_state, lines_state, output_lower
 from ironbound.bounding.parallel import ParallelState, output_spread, parallel_state
 from ironbound.graph import Graph
 from ironbound.ops.piecewise import Maximum
 from ironbound.regions import Region
 
-# (functionals [rows, *output shape], example [rows], both) -> lower [rows], upper [rows] or None where only the lower was asked
-Answer = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+# (functionals of the output, both) -> lower [rows], upper [rows] or None where only the lower was asked
+Answer = Callable[[DenseRows, bool], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +38,17 @@ class Relaxed:
 
 
 def _by_lines(state: LinesState, budget: int | None) -> Relaxed:
-    def answer(coefficients: Tensor, example: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
-        lower = output_lower(state, coefficients, example, budget)
-        return lower, -output_lower(state, -coefficients, example, budget) if both else None
+    def answer(rows: DenseRows, both: bool) -> tuple[Tensor, Tensor | None]:
+        lower = output_lower(state, rows, budget)
+        flipped = replace(rows, coefficients=-rows.coefficients)
+        return lower, -output_lower(state, flipped, budget) if both else None
 
     return Relaxed(answer, state.layers)
 
 
 def _by_bands(state: ParallelState, budget: int | None) -> Relaxed:
-    def answer(coefficients: Tensor, example: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
-        center, down, up = output_spread(state, coefficients, example, budget)
+    def answer(rows: DenseRows, both: bool) -> tuple[Tensor, Tensor | None]:
+        center, down, up = output_spread(state, rows, budget)
         return center - down, center + up
 
     return Relaxed(answer, state.layers)
@@ -98,9 +100,9 @@ def example_bytes(graph: Graph, element_size: int) -> int:
     return element_size * sum(node.size for node in graph.nodes)
 
 
-def identity_rows(graph: Graph, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """One functional per output element and example: coefficients [batch * outputs, *output shape] and examples."""
+def identity_rows(graph: Graph, batch: int, like: Tensor) -> DenseRows:
+    """One functional per output element and example, [batch * outputs] rows."""
     size = graph.nodes[-1].size
     eye = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *graph.output_shape)
     coefficients = eye.repeat(batch, *(1,) * len(graph.output_shape))
-    return coefficients, torch.arange(batch, device=like.device).repeat_interleave(size)
+    return DenseRows(coefficients, torch.arange(batch, device=like.device).repeat_interleave(size), (0, size))

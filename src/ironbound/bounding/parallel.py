@@ -178,27 +178,23 @@ def exact_rows(state: ParallelState, target: int, index: Tensor, budget: int | N
     return in_chunks(work, len(index), length)
 
 
-def output_spread(
-    state: ParallelState, coefficients: Tensor, example: Tensor, budget: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def output_spread(state: ParallelState, rows: DenseRows, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Centre and distances (down, up), each [rows], of functionals of the network's output.
 
     Args:
         state: relaxations of all nodes.
-        coefficients: [rows, *output shape].
-        example: the example of each row, int64 [rows].
+        rows: the functionals.
         budget: bytes for the rows of one chunk.
     """
     last = len(state.graph.nodes) - 1
     center = state.reached[last].center
-    length = chunk_length(row_bytes(state.graph, last, center.element_size()), budget, center.device)
+    length = chunk_length(row_bytes(state.graph, last, center.element_size()), budget, center.device, rows.group)
 
     def work(piece: slice) -> Range:
-        rows = DenseRows(coefficients[piece], example[piece])
-        return spread(state.graph, state.bands, state.sets, last, rows)
+        return spread(state.graph, state.bands, state.sets, last, rows.part(piece))
 
-    down, up = in_chunks(work, len(coefficients), length)
-    return DenseRows(coefficients, example).dot(center), down, up
+    down, up = in_chunks(work, len(rows), length)
+    return rows.dot(center), down, up
 
 
 def row_bytes(graph: Graph, target: int, element_size: int) -> int:

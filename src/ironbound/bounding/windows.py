@@ -142,14 +142,13 @@ class Windows:
         if window:
             return self.dense().pull_lines(lines, window)
         c = self.coefficients
-        positive, negative = c.clamp(min=0), c.clamp(max=0)
-        low, high = self.gather(lines.lower_intercept), self.gather(lines.upper_intercept)
-        lower = (positive * low + negative * high).flatten(1).sum(1)
+        lower = (c.clamp(max=0) * self.gather(lines.upper_intercept)).flatten(1).sum(1)
+        if lines.lower_intercept is not None:
+            lower = lower + (c.clamp(min=0) * self.gather(lines.lower_intercept)).flatten(1).sum(1)
         if lines.parallel:
-            upper = (positive * high + negative * low).flatten(1).sum(1)
-            return Pull(replace(self, coefficients=c * self.gather(lines.lower_slope)), lower, upper)
-        pulled = positive * self.gather(lines.lower_slope) + negative * self.gather(lines.upper_slope)
-        return Pull(replace(self, coefficients=pulled), lower, None)
+            return Pull(replace(self, coefficients=c * self.gather(lines.lower_slope)), lower)
+        slope = torch.where(c < 0, self.gather(lines.upper_slope), self.gather(lines.lower_slope))
+        return Pull(replace(self, coefficients=c * slope), lower)
 
     def spread(self, gap: Tensor, slope: Tensor) -> tuple[Windows, Tensor]:
         """Goes through parallel lines seen from their middle: returns the pulled rows and sum |c| gap, [rows]."""

@@ -15,6 +15,12 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+def _root(square: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0 (as a norm's), not NaN: ε = 0 and rows of zeros happen in training."""
+    zero = square == 0
+    return torch.where(zero, square, torch.where(zero, 1.0, square).sqrt())
+
+
 @dataclass(frozen=True, eq=False)
 class Linear(Affine):
     """x W^T + b on the last axis.
@@ -42,7 +48,7 @@ class Linear(Affine):
     def response(self, radius: Tensor, order: float) -> Tensor | None:
         """The dual norm of the scaled rows of W."""
         if order == 2:
-            return F.linear(radius**2, self.weight**2).sqrt()
+            return _root(F.linear(radius**2, self.weight**2))
         return super().response(radius, order)
 
 
@@ -95,7 +101,7 @@ class Convolution(Affine):
     def response(self, radius: Tensor, order: float) -> Tensor | None:
         """The dual norm of the scaled kernel, of those of its elements that lie on the image."""
         if order == 2:
-            return self._run(radius**2, self.weight**2, None).sqrt()
+            return _root(self._run(radius**2, self.weight**2, None))
         return super().response(radius, order)
 
 

@@ -85,12 +85,13 @@ class Affine(Operator):
 class Lines:
     """Two lines per neuron that enclose an activation on [lower, upper], element by element.
 
-    lower_slope * z + lower_intercept <= f(z) <= upper_slope * z + upper_intercept; each of shape [batch, *shape].
+    lower_slope * z + lower_intercept <= f(z) <= upper_slope * z + upper_intercept; each of shape [batch, *shape]. A lower
+    intercept of None is 0 everywhere (ReLU's).
     The relaxation is parallel when both slopes are one and the same tensor: then one backward pass serves both bounds.
     """
 
     lower_slope: Tensor
-    lower_intercept: Tensor
+    lower_intercept: Tensor | None
     upper_slope: Tensor
     upper_intercept: Tensor
 

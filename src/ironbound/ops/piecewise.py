@@ -89,13 +89,13 @@ class ReLU(PiecewiseLinear):
     def parallel_lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """Slope u / (u - l) on open neurons; the upper line passes through (l, 0), the lower one through the origin."""
         slope = _relu_chord(lower, upper)
-        return Lines(slope, torch.zeros_like(slope), slope, -slope * lower.clamp(max=0))
+        return Lines(slope, None, slope, -slope * lower.clamp(max=0))
 
     def adaptive_lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """The chord above; below, slope 1 where u > -l, else 0 (CROWN)."""
         slope = _relu_chord(lower, upper)
         below = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, (upper > -lower).to(slope.dtype)))
-        return Lines(below, torch.zeros_like(slope), slope, -slope * lower.clamp(max=0))
+        return Lines(below, None, slope, -slope * lower.clamp(max=0))
 
 
 def _relu_chord(lower: Tensor, upper: Tensor) -> Tensor:
