@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.memory import DEFAULT_BUDGET
 from ironbound.bounding.methods import METHODS, example_bytes, identity_rows
+from ironbound.bounding.precision import full_precision
 from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
 from ironbound.errors import InputError, LabelError
@@ -53,6 +54,11 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = _prepared(model, region, method)
+    with full_precision(region.center.device):
+        return _bounds(graph, region, method, memory)
+
+
+def _bounds(graph: Graph, region: Region, method: str, memory: int | None) -> Bounds:
     names = [node.name for node in graph.nodes]
     relaxed: list[list[int]] = []
 
@@ -98,6 +104,13 @@ def margins(
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = _prepared(model, region, method)
+    with full_precision(region.center.device):
+        return _margins(graph, region, labels, method, targets, memory)
+
+
+def _margins(
+    graph: Graph, region: Region, labels: Tensor, method: str, targets: Tensor | None, memory: int | None
+) -> Tensor:
     labels = check_labels(labels, len(region), graph).to(region.center.device)
     classes = graph.output_shape[0]
     wanted = (
@@ -153,7 +166,8 @@ def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
         raise InputError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
     if len(region) == 0:
         raise InputError("the region holds no example")
-    graph = capture(model, region.center)
+    with torch.autocast(region.center.device.type, enabled=False):
+        graph = capture(model, region.center)
     if graph.input_shape != region.shape:
         raise InputError(
             f"the network reads inputs of shape {graph.input_shape}, the region's examples have {region.shape}"

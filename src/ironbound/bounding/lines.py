@@ -67,19 +67,14 @@ def lines_state(
     """
     intervals = interval_bounds(graph, region)
     state = LinesState(graph, region, {}, {}, {})
-    ranges: dict[int, Range] = {}
     for index, node in enumerate(graph.nodes):
         operator = node.operator
         if isinstance(operator, Affine) or index == 0:
             continue
         source = node.inputs[0]
-        if source not in ranges:
-            ranges[source] = (
-                intervals[source]
-                if intermediate == "interval"
-                else _walked(state, source, operator, intervals[source], budget)
-            )
-        low, high = ranges[source]
+        low, high = intervals[source]
+        if intermediate == "walk":  # for each reader anew: another one may leave other neurons open
+            low, high = _walked(state, source, operator, (low, high), budget)
         if isinstance(operator, Maximum):
             state.lines[index] = operator.lines(low, high)
         else:

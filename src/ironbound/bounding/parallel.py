@@ -83,7 +83,6 @@ def parallel_state(
     radius = torch.maximum(upper - center, center - lower)
     ball = (sets[0].dual, sets[0].radius.expand(center.shape)) if len(sets) == 1 else None
     state = ParallelState(graph, sets, [Reached(center, radius, ball, True)], {}, {})
-    ranges: dict[int, Range] = {}
     for index, node in enumerate(graph.nodes[1:], start=1):
         operator = node.operator
         if isinstance(operator, Affine):
@@ -92,12 +91,9 @@ def parallel_state(
         if not isinstance(operator, Activation):
             raise UnsupportedOperatorError(f"{node.name}: {type(operator).__name__} has no parallel relaxation")
         source = node.inputs[0]
-        if source not in ranges:
-            found = layer_range(state, source, operator, budget)
-            if intervals is not None:
-                found = (torch.maximum(found[0], intervals[source][0]), torch.minimum(found[1], intervals[source][1]))
-            ranges[source] = found
-        low, high = ranges[source]
+        low, high = layer_range(state, source, operator, budget)  # another reader may leave other neurons open
+        if intervals is not None:
+            low, high = torch.maximum(low, intervals[source][0]), torch.minimum(high, intervals[source][1])
         band = Band.of(operator.parallel_lines(low, high))
         state.bands[index] = band
         state.layers[index] = (low, high)

@@ -17,7 +17,7 @@ from ironbound.ops.affine import BatchNorm, Convolution, Scale, Shift, WeightedS
 from ironbound.ops.operator import Affine, Lines
 from ironbound.regions import Set
 
-_DENSE_PRODUCT = 1 << 19  # entries up to which a window-to-window matrix is multiplied out
+_LARGEST_MATRIX = 1 << 20  # entries of a window-to-window matrix that is still multiplied out
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,19 +194,26 @@ def is_windowed(operator: Convolution) -> bool:
     return operator.weight.dim() == 4 and operator.groups == 1
 
 
-def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, ...]) -> Tensor:
-    """The adjoint of an unpadded convolution on windows [rows, h, w, out channels] -> [rows, *size, in channels]."""
+def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, int]) -> Tensor:
+    """The adjoint of an unpadded convolution on windows [rows, h, w, out channels] -> [rows, *size, in channels].
+
+    Convolutions run badly on few channels, and small windows waste little: then one product with the window-to-window matrix.
+    """
     weight = operator.weight
-    count, height, width, channels = rows.shape
-    entries = height * width * channels * size[0] * size[1] * weight.shape[1]
-    if entries <= _DENSE_PRODUCT:  # one product; the matrix is the adjoint of every unit window
-        eye = torch.eye(height * width * channels, dtype=rows.dtype, device=rows.device)
-        eye = eye.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-        matrix = F.conv_transpose2d(eye, weight, None, operator.stride, 0, 0, 1, operator.dilation)
-        matrix = matrix.permute(0, 2, 3, 1).reshape(len(eye), -1)
-        return (rows.reshape(count, -1) @ matrix).reshape(count, size[0], size[1], -1)
-    pulled = transposed_2d(rows.permute(0, 3, 1, 2), weight, operator.stride, (0, 0), operator.dilation, size)
-    return pulled.permute(0, 2, 3, 1)
+    _, height, width, outputs = rows.shape
+    inputs, *kernel = weight.shape[1:]
+    entries = height * width * outputs * size[0] * size[1] * inputs
+    waste = size[0] * size[1] / (kernel[0] * kernel[1])
+    if entries > _LARGEST_MATRIX or (waste > 8 and inputs > 4):
+        pulled = transposed_2d(rows.permute(0, 3, 1, 2), weight, operator.stride, (0, 0), operator.dilation, size)
+        return pulled.permute(0, 2, 3, 1)
+    # what a unit at each position of the window becomes, for all pairs of channels at once
+    units = torch.eye(height * width, dtype=rows.dtype, device=rows.device).reshape(-1, 1, height, width)
+    merged = weight.reshape(1, outputs * inputs, *kernel)
+    images = F.conv_transpose2d(units, merged, None, operator.stride, 0, 0, 1, operator.dilation)
+    matrix = images.reshape(height * width, outputs, inputs, *size).permute(0, 1, 3, 4, 2)
+    matrix = matrix.reshape(height * width * outputs, -1)
+    return (rows.reshape(len(rows), -1) @ matrix).reshape(len(rows), *size, inputs)
 
 
 def unit_windows(
