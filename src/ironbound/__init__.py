@@ -26,7 +26,26 @@ _PLACES = {
 }
 _MODULES = ("attacks", "data", "errors", "models", "training")
 
-__all__ = sorted(["__version__", *_PLACES, *_MODULES])
+__all__ = [  # written out for type checkers; a test compares it with the tables above
+    "Bounds",
+    "Box",
+    "Certification",
+    "Graph",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
+    "__version__",
+    "attacks",
+    "bounds",
+    "certify",
+    "data",
+    "errors",
+    "fgsm",
+    "margins",
+    "models",
+    "pgd",
+    "training",
+]
 
 if TYPE_CHECKING:
     from ironbound import attacks, data, errors, models, training

@@ -80,4 +80,4 @@ class MemoryLimitError(IronboundError):
 
 
 class SoundnessError(IronboundError):
-    """A bound and a run of the network contradict each other, so one of Ironbound's rules is wrong; nothing is certified."""
+    """A bound and a run of the network contradict each other: a rule of Ironbound is wrong, nothing is certified."""

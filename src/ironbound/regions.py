@@ -82,8 +82,15 @@ class Region:
     def contains(self, points: Tensor) -> Tensor:
         """Whether each point lies in the region, bool [batch]; NaN never does.
 
-        Boxes are exact: an element may reach the end of the range as computed in the points' dtype, never pass it. For l2 and
-        l1 the norm is computed in float64 and may exceed the radius by a relative 1e-6, the rounding of float32 points.
+        Boxes are exact: an element may reach the end of the range as computed in the points' dtype, never pass it. For
+        l2 and l1 the norm is computed in float64 and may exceed the radius by a relative 1e-6, the rounding of float32
+        points.
+
+        Args:
+            points: [batch, *shape].
+
+        Returns:
+            bool [batch].
         """
         raise NotImplementedError
 
@@ -92,7 +99,7 @@ class Region:
         raise NotImplementedError
 
     def ascent(self, gradient: Tensor, step: float) -> Tensor:
-        """The change of length `step` (a fraction of the radius) that increases a linear function most, [batch, *shape]."""
+        """The change of length `step` (a fraction of the radius) that raises a linear function most, [batch, *shape]."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -120,7 +127,8 @@ def _radius(eps: Radius, center: Tensor) -> Tensor:
         have not in (1, want) for have, want in zip(radius.shape, center.shape, strict=True)
     ):
         raise InputError(
-            f"eps must be a number, one per example [{len(center)}] or one per element {tuple(center.shape)}, got {tuple(radius.shape)}"
+            f"eps must be a number, one per example [{len(center)}] or one per element {tuple(center.shape)}, "
+            f"got {tuple(radius.shape)}"
         )
     if not torch.isfinite(radius).all():
         raise InputError("eps is NaN or infinite; give a finite number in the units of the data")
@@ -128,7 +136,8 @@ def _radius(eps: Radius, center: Tensor) -> Tensor:
         raise InputError("eps is negative; give a number >= 0 in the units of the data")
     if radius.numel() and radius.max() > 1e6:
         raise InputError(
-            f"eps = {radius.max().item():g} is huge; it is in the units of the data (pixels in [0, 1]), not in grey levels"
+            f"eps = {radius.max().item():g} is huge; it is in the units of the data (pixels in [0, 1]), "
+            "not in grey levels"
         )
     return radius
 
@@ -175,7 +184,7 @@ class Box(Region):
         self.lower, self.upper = lower, upper
 
     def sets(self) -> tuple[Set, ...]:
-        """One box around its middle; the radius reaches the farther end, so that rounding of the middle loses nothing."""
+        """One box around its middle; the radius reaches the farther end, so that rounding the middle loses nothing."""
         return (Set(1, torch.maximum(self.upper - self.center, self.center - self.lower)),)
 
     def box(self) -> tuple[Tensor, Tensor]:
@@ -246,7 +255,7 @@ class _Ball(Region):
         return type(self)(self.center.to(*args, **kwargs), self.eps.to(*args, **kwargs), self.clip)
 
     def contains(self, points: Tensor) -> Tensor:
-        """Norm of the scaled difference at most 1 (relative 1e-6), inside the clipping range; ε = 0 asks for equality."""
+        """Norm of the scaled difference at most 1 (relative 1e-6), within the clipping range; ε = 0 asks for equality."""
         delta = (points.double() - self.center.double()).flatten(1)
         eps = self.eps.double().expand(self.center.shape).flatten(1)
         still = ((eps > 0) | (delta == 0)).all(1)
@@ -270,10 +279,8 @@ class _Ball(Region):
         return torch.where(eps > 0, delta / torch.where(eps > 0, eps, 1.0), 0.0)
 
     def _place(self, scaled: Tensor) -> Tensor:
-        """The point at a scaled difference (float64) in the data's dtype; each element is rounded towards the center.
-
-        Rounding to nearest may leave the ball: near 1 a float32 is off by 3e-8, which is 3e-5 of a radius of 0.001.
-        """
+        """The point at a scaled difference (float64) in the data's dtype; each element is rounded towards the center."""
+        # Rounding to nearest may leave the ball: near 1 a float32 is off by 3e-8, which is 3e-5 of a radius of 0.001.
         delta = scaled * self.eps.double()
         points = (self.center.double() + delta).to(self.dtype)
         outside = (points.double() - self.center.double()).abs() > delta.abs()
@@ -356,9 +363,8 @@ class L2Ball(_Ball):
     def ascent(self, gradient: Tensor, step: float) -> Tensor:
         """The scaled gradient, normalised."""
         scaled = gradient * self.eps
-        scaled = scaled / _flat_norm(scaled, float("inf")).clamp(
-            min=torch.finfo(scaled.dtype).tiny
-        )  # squares of 1e-23 vanish
+        # squares of 1e-23 vanish
+        scaled = scaled / _flat_norm(scaled, float("inf")).clamp(min=torch.finfo(scaled.dtype).tiny)
         return step * scaled / _flat_norm(scaled, 2).clamp(min=torch.finfo(scaled.dtype).tiny) * self.eps
 
 
@@ -372,7 +378,7 @@ class L1Ball(_Ball):
     dual = float("inf")
 
     def project(self, points: Tensor) -> Tensor:
-        """Nearest point of the (scaled) l1 ball by soft thresholding (Duchi et al. 2008), after clamping to the range."""
+        """Nearest point of the (scaled) l1 ball by soft thresholding (Duchi et al. 2008), after clamping to `clip`."""
         scaled = self._scaled(points)
         magnitude = scaled.abs().flatten(1)
         ordered = magnitude.sort(1, descending=True).values
@@ -410,6 +416,15 @@ REGIONS: dict[str, type[LinfBall] | type[L2Ball] | type[L1Ball]] = {"linf": Linf
 
 def ball(norm: str, x: Tensor, eps: Radius, clip: Sequence[float] | None = None) -> Region:
     """The ball of a norm given by name: "linf", "l2" or "l1".
+
+    Args:
+        norm: the name.
+        x: centers [batch, *shape].
+        eps: radius, as for `LinfBall`.
+        clip: range of the elements, as for `LinfBall`.
+
+    Returns:
+        The region.
 
     Raises:
         InputError: no such norm, or the arguments do not fit.

@@ -27,8 +27,9 @@ class Bounds:
 
     Attributes:
         lower, upper: of the network's output, [batch, *output shape].
-        layers: (lower, upper) of the value that each activation reads, [batch, *shape], by the activation's node name. Where the
-            activation is affine on them they may be wider than the method's best, never on another side of a kink.
+        layers: (lower, upper) of the value that each activation reads, [batch, *shape], by the activation's node name.
+            Where the activation is affine on them they may be wider than the method's best, never on another side of a
+            kink.
     """
 
     lower: Tensor
@@ -85,7 +86,9 @@ def margins(
     targets: Tensor | None = None,
     memory: int | None = None,
 ) -> Tensor:
-    """Lower bounds of logit[label] - logit[k] for every class k; all positive: no input of the region changes the answer.
+    """Lower bounds of logit[label] - logit[k] for every class k.
+
+    Where all of them are positive, no input of the region changes the answer.
 
     Args:
         model: a classifier in evaluation mode with outputs [batch, classes], or its graph.
@@ -139,7 +142,15 @@ def _margins(
 
 
 def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
-    """Labels that fit a classifier's graph, int64 [batch].
+    """Checks that labels fit a classifier's graph.
+
+    Args:
+        labels: integers [batch].
+        batch: number of examples.
+        graph: the classifier.
+
+    Returns:
+        The labels, int64 [batch].
 
     Raises:
         LabelError: not integers, not one per example, or no class of the network.

@@ -1,6 +1,7 @@
 """The backward walk: linear functionals of one node, carried through the relaxed network down to the input.
 
-This is the dual network of Wong & Kolter (2018), Theorem 1, run for a flat list of rows: nu_hat = W^T nu, nu = slope * nu_hat.
+This is the dual network of Wong & Kolter (2018), Theorem 1, run for a flat list of rows: nu_hat = W^T nu and
+nu = slope * nu_hat.
 """
 
 from __future__ import annotations
@@ -73,9 +74,16 @@ def unit_rows(graph: Graph, target: int, neuron: Tensor, example: Tensor, like: 
 
 
 def reach(rows: Rows, sets: tuple[Set, ...]) -> Range:
-    """How far each functional of the input can fall below and rise above its value at the center, both >= 0, [rows].
+    """How far each functional of the input can fall below and rise above its value at the center.
 
     Over an intersection of sets the smallest reach of all of them holds.
+
+    Args:
+        rows: functionals of the input.
+        sets: the sets whose intersection contains the region.
+
+    Returns:
+        (down, up), each [rows], >= 0.
     """
     down = up = None
     for part in sets:
@@ -92,8 +100,8 @@ def reach(rows: Rows, sets: tuple[Set, ...]) -> Range:
 def spread(graph: Graph, bands: Mapping[int, Band], sets: tuple[Set, ...], start: int, rows: Rows) -> Range:
     """How far functionals of node `start` can fall below and rise above their value in the middle of all bands.
 
-    The middle is the forward pass of the centre through slope * z + middle, so no constant term is carried here: one walk
-    serves the lower and the upper bound (parallel slopes).
+    The middle is the forward pass of the centre through slope * z + middle, so no constant term is carried here: one
+    walk serves the lower and the upper bound (parallel slopes).
 
     Args:
         graph: the network.

@@ -1,8 +1,9 @@
-"""The forward direction: the identity pushed through the relaxed network, as Algorithm 1 of Wong & Kolter (2018) is printed.
+"""The forward direction: the identity pushed through the relaxed network.
 
-Every input element and every open neuron of an example is a generator, a row that is pushed forward; a value's radius is the dual norm
-of the input's generators plus the sum of the others' magnitudes. With parallel slopes these are the numbers of the backward
-walk; it wins where the input is small, since one push serves every neuron of a layer.
+This is how Algorithm 1 of Wong & Kolter (2018) is printed. Every input element and every open neuron of an example is a
+generator, a row that is pushed forward; a value's radius is the dual norm of the input's generators plus the sum of the
+others' magnitudes. With parallel slopes these are the numbers of the backward walk; it wins where the input is small,
+since one push serves every neuron of a layer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ def forward_pays(graph: Graph, region: Region) -> bool:
     """Whether pushing the identity forward is likely cheaper: a small input, and layers at least four times as wide.
 
     Convolutions stay with the backward direction, whose rows are small windows.
+
+    Args:
+        graph: the network.
+        region: the inputs.
+
+    Returns:
+        True where the forward direction applies and is likely cheaper.
     """
     if len(region.sets()) != 1 or len(graph.nodes) == 1:
         return False
@@ -92,6 +100,9 @@ def generator_state(graph: Graph, region: Region) -> GeneratorState:
     Args:
         graph: the network; every affine operator reads one input.
         region: the inputs.
+
+    Returns:
+        The output's generators, and bounds [batch, *shape] of every relaxed node's input.
     """
     (part,) = region.sets()
     center = region.center if part.offset is None else region.center + part.offset

@@ -38,8 +38,8 @@ class DenseRows:
     Attributes:
         coefficients: [rows, *node shape].
         example: the example that each row belongs to, int64 [rows].
-        layout: (first example, rows per example) where the rows of consecutive examples follow each other, else None. Values of
-            examples are then broadcast, not gathered.
+        layout: (first example, rows per example) where the rows of consecutive examples follow each other, else None.
+            Values of examples are then broadcast, not gathered.
     """
 
     coefficients: Tensor
@@ -112,6 +112,9 @@ class DenseRows:
         Args:
             lines: slopes and intercepts per example.
             window: whether the slopes have one more axis than the rows (a maximum over it).
+
+        Returns:
+            Functionals of the relaxation's input, and what they add to the lower bound, [rows].
         """
         c = self._grouped()
         lower = self._total(c.clamp(max=0) * self._at(lines.upper_intercept))
@@ -125,11 +128,14 @@ class DenseRows:
         return Pull(self._with(c * slope), lower)
 
     def spread(self, gap: Tensor, slope: Tensor) -> tuple[DenseRows, Tensor]:
-        """Goes through parallel lines seen from their middle: returns the pulled rows and sum |c| gap, [rows].
+        """Goes through parallel lines seen from their middle.
 
         Args:
             gap: half the distance of the two lines, [batch, *shape].
             slope: their slope, [batch, *shape].
+
+        Returns:
+            The pulled rows, and sum |c| gap, [rows].
         """
         c = self._grouped()
         return self._with(c * self._at(slope)), self._total(c.abs() * self._at(gap))
@@ -137,4 +143,8 @@ class DenseRows:
     def norm(self, region_set: Set) -> Tensor:
         """The support function of a centered set, [rows]."""
         scaled = self._grouped() * self._at(region_set.radius)
-        return self._total(scaled.abs()) if region_set.dual == 1 else row_norm(self._with(scaled).coefficients.flatten(1), region_set.dual)
+        return (
+            self._total(scaled.abs())
+            if region_set.dual == 1
+            else row_norm(self._with(scaled).coefficients.flatten(1), region_set.dual)
+        )

@@ -11,13 +11,16 @@ from ironbound.regions import Region
 
 
 def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]:
-    """Lower and upper bound, each [batch, *shape], of every node.
+    """Lower and upper bound of every node.
 
     A ball stays exact up to and through the first affine operator that mixes elements; from there on boxes are used.
 
     Args:
         graph: the network.
         region: the inputs.
+
+    Returns:
+        For each node (lower, upper), both [batch, *shape].
     """
     results: list[tuple[Tensor, Tensor]] = [region.box()]
     sets = region.sets()

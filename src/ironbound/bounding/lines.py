@@ -1,7 +1,7 @@
 """Layer-wise bounds with a line per side (CROWN, Zhang et al. 2018), and with any relaxation that is not parallel.
 
-Lower and upper bounds take two walks. Intermediate bounds come from the walk itself or from interval arithmetic (CROWN-IBP); a
-neuron that intervals close is not walked for: its relaxation is exact whatever its bounds.
+Lower and upper bounds take two walks. Intermediate bounds come from the walk itself or from interval arithmetic
+(CROWN-IBP); a neuron that intervals close is not walked for: its relaxation is exact whatever its bounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,17 @@ class LinesState:
 
 
 def interval_state(graph: Graph, region: Region) -> LinesState:
-    """Interval arithmetic everywhere; functionals of the output are merged with the affine operators above the last relaxation."""
+    """Interval arithmetic everywhere.
+
+    Functionals of the output are merged with the affine operators above the last relaxation.
+
+    Args:
+        graph: the network.
+        region: the inputs.
+
+    Returns:
+        A state whose walks stop at the relaxed nodes, with interval bounds [batch, *shape] of their values.
+    """
     intervals = interval_bounds(graph, region)
     relaxed = [index for index, node in enumerate(graph.nodes) if isinstance(node.operator, Activation | Maximum)]
     layers = {index: intervals[graph.nodes[index].inputs[0]] for index in relaxed}
@@ -64,6 +74,9 @@ def lines_state(
         slopes: "parallel" or "adaptive" lines.
         intermediate: where the bounds of inner nodes come from.
         budget: bytes for the rows of one chunk.
+
+    Returns:
+        Lines, and bounds [batch, *shape] of the value read, of every relaxed node.
     """
     intervals = interval_bounds(graph, region)
     state = LinesState(graph, region, {}, {}, {})
@@ -118,7 +131,8 @@ def _walked(state: LinesState, target: int, operator: object, interval: Range, b
 def _skipped_constant(graph: Graph, target: int, like: Tensor) -> Tensor:
     """What `unit_rows` leaves out when it begins below the target's operator: its constant, [size of the node]."""
     node = graph.nodes[target]
-    _, start = unit_rows(graph, target, *(torch.zeros(1, dtype=torch.int64, device=like.device),) * 2, like)
+    first = torch.zeros(1, dtype=torch.int64, device=like.device)
+    _, start = unit_rows(graph, target, first, first, like)
     if start == target:
         return like.new_zeros(node.size)
     assert isinstance(node.operator, Affine)

@@ -36,6 +36,9 @@ def chunk_length(bytes_each: int, budget: int | None, device: torch.device, grou
         budget: bytes in all, or None for the default.
         device: where the work runs.
         group: the result is a multiple of this.
+
+    Returns:
+        The number of items, at least `group`.
     """
     limit = DEFAULT_BUDGET if budget is None else budget
     if device.type == "cpu" and not torch.is_grad_enabled():
@@ -46,8 +49,17 @@ def chunk_length(bytes_each: int, budget: int | None, device: torch.device, grou
 def in_chunks(work: Callable[[slice], Result], count: int, length: int) -> Result:
     """Runs `work` on slices of range(count) and joins what it returns; out of memory halves the slices and goes on.
 
+    Args:
+        work: a function of a slice of the items; its tensors have one entry per item on their first axis.
+        count: number of items.
+        length: items per slice.
+
+    Returns:
+        What one call for all items would have returned.
+
     Raises:
         MemoryLimitError: a single item does not fit.
+        RuntimeError, MemoryError: whatever `work` raises for another reason.
     """
     parts: list = []
     done = 0

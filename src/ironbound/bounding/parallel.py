@@ -1,9 +1,9 @@
 """Layer-wise bounds with parallel slopes: Algorithm 1 of Wong & Kolter (2018), by rows.
 
-Every node has a centre (the forward pass through the middles of the bands) and a radius. The radius is first taken from the
-layer below by |W| (the sieve), then exactly, by the backward walk, for the neurons that the sieve leaves open. With parallel
-slopes the walk's result is a sub-additive function of the functional (a sum of norms), so the sieve's radius is never smaller than
-Algorithm 1's: what the sieve closes, Algorithm 1 closes too, with the same slope and no gap.
+Every node has a centre (the forward pass through the middles of the bands) and a radius. The radius is first taken from
+the layer below by |W| (the sieve), then exactly, by the backward walk, for the neurons that the sieve leaves open. With
+parallel slopes the walk's result is a sub-additive function of the functional (a sum of norms), so the sieve's radius is
+never smaller than Algorithm 1's: what the sieve closes, Algorithm 1 closes too, with the same slope and no gap.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def parallel_state(
         meet_interval: whether to meet the bounds with interval arithmetic ("dual+interval").
         budget: bytes for the rows of one chunk.
 
+    Returns:
+        Bands, and bounds [batch, *shape] of the value read, of every relaxed node; what is known of every node.
+
     Raises:
         UnsupportedOperatorError: a relaxation that has no parallel lines (maximum).
     """
@@ -127,9 +130,19 @@ def _through_affine(operator: Affine, inputs: list[Reached]) -> Reached:
 
 
 def layer_range(state: ParallelState, target: int, operator: Activation, budget: int | None) -> Range:
-    """Lower and upper bound, [batch, *shape], of node `target`: exact where the activation on it is not affine.
+    """Bounds of node `target`: exact where the activation on it is not affine.
 
-    With gradients, the rows are first bounded without, and only the truly open ones again with: the closed ones carry none.
+    With gradients, the rows are first bounded without, and only the truly open ones again with: the closed ones carry
+    none.
+
+    Args:
+        state: relaxations of all nodes below.
+        target: index of the node.
+        operator: the activation that reads it.
+        budget: bytes for the rows of one chunk.
+
+    Returns:
+        (lower, upper), each [batch, *shape].
     """
     value = state.reached[target]
     center, radius = value.center, value.radius
@@ -152,13 +165,16 @@ def layer_range(state: ParallelState, target: int, operator: Activation, budget:
 
 
 def exact_rows(state: ParallelState, target: int, index: Tensor, budget: int | None) -> Range:
-    """Exact distances (down, up), each [rows], that neurons of node `target` can move from the centre.
+    """Exact distances that neurons of node `target` can move from the centre.
 
     Args:
         state: relaxations of all nodes below.
         target: index of the node.
         index: flat indices into [batch, *shape], int64 [rows].
         budget: bytes for the rows of one chunk.
+
+    Returns:
+        (down, up), each [rows], >= 0.
     """
     center = state.reached[0].center
     if len(index) == 0:
@@ -175,12 +191,15 @@ def exact_rows(state: ParallelState, target: int, index: Tensor, budget: int | N
 
 
 def output_spread(state: ParallelState, rows: DenseRows, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre and distances (down, up), each [rows], of functionals of the network's output.
+    """Centre of functionals of the network's output, and how far they can move from it.
 
     Args:
         state: relaxations of all nodes.
         rows: the functionals.
         budget: bytes for the rows of one chunk.
+
+    Returns:
+        (centre, down, up), each [rows].
     """
     last = len(state.graph.nodes) - 1
     center = state.reached[last].center
@@ -194,7 +213,7 @@ def output_spread(state: ParallelState, rows: DenseRows, budget: int | None) -> 
 
 
 def row_bytes(graph: Graph, target: int, element_size: int) -> int:
-    """Bytes that one functional of node `target` needs at the widest point of the walk, intermediate results included."""
+    """Bytes that one functional of node `target` takes at the widest point of the walk, with intermediate results."""
     window: tuple[int, int] | None = (1, 1) if len(graph.nodes[target].shape) == 3 else None
     widest, index = 1, target
     while index > 0:
@@ -212,12 +231,21 @@ def row_bytes(graph: Graph, target: int, element_size: int) -> int:
 
 
 def _position_sieve(state: ParallelState, target: int, index: Tensor, operator: Activation) -> tuple[Tensor, Tensor]:
-    """The neurons that a bound per kernel position leaves open, and the radius [batch, *shape] with those bounds put in.
+    """Bounds neurons per kernel position, so that fewer are left open for the exact walk.
 
     It applies to a convolution on a relaxed convolution of the input; elsewhere nothing changes.
 
-    The functional is split by kernel position, each piece is carried to the input alone, and the pieces' norms are added up: never
-    below the exact norm of the sum, and cheap, because a piece reads one window of the first kernel.
+    The functional is split by kernel position, each piece is carried to the input alone, and the pieces' norms are added
+    up: never below the exact norm of the sum, and cheap, because a piece reads one window of the first kernel.
+
+    Args:
+        state: relaxations of all nodes below.
+        target: index of the node.
+        index: the open neurons, flat indices into [batch, *shape], int64 [rows].
+        operator: the activation that reads the node.
+
+    Returns:
+        Those of `index` that stay open, and the radius [batch, *shape] with these bounds put in.
     """
     graph, value = state.graph, state.reached[target]
     node = graph.nodes[target]

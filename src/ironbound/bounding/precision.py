@@ -1,8 +1,8 @@
-"""Arithmetic of bounds: every product in the full precision of its dtype, whatever speed settings the caller has chosen."""
+"""Arithmetic of bounds: every product in the full precision of its dtype, whatever speed settings the caller chose."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Generator[None, None, None]:
     """Switches off autocast, TF32 (torch's default for convolutions on a GPU) and bfloat16 products of float32 values.
 
     They keep 8 to 11 bits of every factor, an error of about 1e-3 that no bound accounts for.

@@ -19,14 +19,17 @@ _SHARE = 4  # chunks that a thread takes at a time
 def over_examples(work: Callable[[slice], Result], count: int, length: int, device: torch.device) -> Result:
     """Runs `work` on slices of range(count), as `in_chunks` does, on as many threads as torch may use.
 
-    Each thread computes with one: two threads inside such small operators were up to 40 times slower on a busy machine. With
-    gradients, or off the CPU, everything runs in the calling thread.
+    Each thread computes with one: two threads inside such small operators were up to 40 times slower on a busy machine.
+    With gradients, or off the CPU, everything runs in the calling thread.
 
     Args:
         work: a function of a slice of the examples.
         count: number of examples.
         length: examples per slice.
         device: where the work runs.
+
+    Returns:
+        What one call for all examples would have returned.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or torch.is_grad_enabled() or threads == 1 or count <= length:

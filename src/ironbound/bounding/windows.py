@@ -1,7 +1,8 @@
 """Functionals of a feature map that read only a small window of it: what a convolution's output makes of earlier maps.
 
-A row is a window of coefficients, channels last, and where it lies; composing with the convolution below is a matrix product.
-Elements of a window that lie outside the map (on padding) meet zero slopes and a zero radius, so that padding is never perturbed.
+A row is a window of coefficients, channels last, and where it lies; composing with the convolution below is a matrix
+product. Elements of a window that lie outside the map (on padding) meet zero slopes and a zero radius, so that padding is
+never perturbed.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Windows:
             return None
         # a window element outside the map is no output of the convolution: it must not reach the input
         rows = self.masked() if any(max(margin) for margin in self._margins()) else self.coefficients
-        pulled = _transposed(rows, operator, size)
+        pulled = _transposed(rows, operator, (size[0], size[1]))
         return Windows(pulled, self.example, self.base, self.extent, stride, shift, shape)  # type: ignore[arg-type]
 
     def pull_lines(self, lines: Lines, window: bool) -> Pull:
@@ -163,7 +164,7 @@ class Windows:
 
 
 class _TakeWindows(torch.autograd.Function):
-    """Windows of `padded` [batch, rows, columns, channels], one per (example, y, x); the gradient adds up in `padded`."""
+    """Windows of `padded` [batch, rows, columns, channels], one per (example, y, x); the gradient adds up there."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -195,9 +196,18 @@ def is_windowed(operator: Convolution) -> bool:
 
 
 def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, int]) -> Tensor:
-    """The adjoint of an unpadded convolution on windows [rows, h, w, out channels] -> [rows, *size, in channels].
+    """The adjoint of an unpadded convolution on windows.
 
-    Convolutions run badly on few channels, and small windows waste little: then one product with the window-to-window matrix.
+    Convolutions run badly on few channels, and small windows waste little: then one product with the window-to-window
+    matrix.
+
+    Args:
+        rows: [rows, height, width, out channels].
+        operator: the convolution.
+        size: height and width of the windows of its input.
+
+    Returns:
+        [rows, *size, in channels].
     """
     weight = operator.weight
     _, height, width, outputs = rows.shape
@@ -226,6 +236,9 @@ def unit_windows(
         neuron: flat indices into the map, int64 [rows].
         example: the example of each row, int64 [rows].
         shapes: shape of the map and of the convolution's input.
+
+    Returns:
+        [rows] windows of the convolution's input: its kernel, one output channel per row.
     """
     channels, height, width = shapes[0]
     channel = neuron // (height * width)

@@ -1,1 +1,1 @@
-"""Operators: one rule each, in one place. Facts are declared once; the methods in `bounds` derive what they need."""
+"""Operators: one rule each, in one place. Facts are declared once; the methods in `bounding` derive what they need."""

@@ -90,7 +90,8 @@ class Convolution(Affine):
                 rows.shape[2:], self.stride, self.padding, self.dilation, kernel, strict=True
             )
         )
-        missing = tuple(have - got for have, got in zip(size, reached, strict=True))  # input that the stride never reached
+        # input that the stride never reached
+        missing = tuple(have - got for have, got in zip(size, reached, strict=True))
         run = _TRANSPOSED[self.weight.dim() - 2]
         return (run(rows, self.weight, None, self.stride, self.padding, missing, self.groups, self.dilation),)
 
@@ -113,17 +114,20 @@ def transposed_2d(
     dilation: tuple[int, ...],
     size: tuple[int, ...],
 ) -> Tensor:
-    """The adjoint of a 2-d convolution, channels last, and where the kernel is a multiple of the stride as a plain convolution.
+    """The adjoint of a 2-d convolution, channels last.
 
-    out[s q + a - p] = sum_m rows[q - m] w[a + s m] for 0 <= a < s: every offset a is an output channel of a convolution with a
-    kernel s times smaller, whose results are then interleaved. On CPUs this is 2 to 6 times faster than the library's
-    transposed convolution.
+    Where the kernel is a multiple of the stride s, a plain convolution serves:
+    out[s q + a - p] = sum_m rows[q - m] w[a + s m] for 0 <= a < s, so every offset a is an output channel of a
+    convolution with a kernel s times smaller, whose results are then interleaved. On CPUs this is 2 to 6 times faster
+    than the library's transposed convolution.
 
     Args:
         rows: [rows, out channels, height, width].
         weight: [out channels, in channels, *kernel].
-        stride, padding, dilation: of the convolution.
-        size: height and width of its input.
+        stride: of the convolution, per axis.
+        padding: of the convolution, per axis.
+        dilation: of the convolution, per axis.
+        size: height and width of the convolution's input.
 
     Returns:
         [rows, in channels, *size].
@@ -328,7 +332,9 @@ class Reshape(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Structural(Affine):
-    """An affine operator whose matrix has no negative entry: slice, transpose, concatenation, pad, mean, pooling, gather.
+    """An affine operator whose matrix has no negative entry.
+
+    These are slice, transpose, concatenation, pad, mean, pooling and gather.
 
     Attributes:
         function: the operator as a function of its inputs, valid for any batch size.

@@ -38,11 +38,14 @@ class Affine(Operator):
     """
 
     def constant(self, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
-        """b = f(0), of shape [1, *output shape].
+        """The constant term b = f(0).
 
         Args:
             shapes: the shapes of the inputs, without the batch axis.
             like: a tensor whose dtype and device are used.
+
+        Returns:
+            [1, *output shape].
         """
         return self.forward(*(like.new_zeros((1, *shape)) for shape in shapes))
 
@@ -57,12 +60,12 @@ class Affine(Operator):
             For each input the coefficients [rows, *input shape].
         """
         zeros = tuple(rows.new_zeros((len(rows), *shape)) for shape in shapes)
-        _, pull = torch.func.vjp(self.forward, *zeros)
+        pull = torch.func.vjp(self.forward, *zeros)[1]
         return pull(rows)
 
     @abstractmethod
     def magnitude(self, *radii: Tensor) -> Tensor:
-        """|A| r: the largest change of each output when input element j moves by at most `radii` (interval arithmetic)."""
+        """|A| r: the largest change of each output when input element j moves by at most r_j (interval arithmetic)."""
 
     def response(self, radius: Tensor, order: float) -> Tensor | None:
         """The exact change of each output over {d : ||d / radius||_p <= 1}, for the dual norm of the given order.
@@ -85,8 +88,8 @@ class Affine(Operator):
 class Lines:
     """Two lines per neuron that enclose an activation on [lower, upper], element by element.
 
-    lower_slope * z + lower_intercept <= f(z) <= upper_slope * z + upper_intercept; each of shape [batch, *shape]. A lower
-    intercept of None is 0 everywhere (ReLU's).
+    lower_slope * z + lower_intercept <= f(z) <= upper_slope * z + upper_intercept; each of shape [batch, *shape]. A
+    lower intercept of None is 0 everywhere (ReLU's).
     The relaxation is parallel when both slopes are one and the same tensor: then one backward pass serves both bounds.
     """
 
@@ -104,8 +107,9 @@ class Lines:
 class Activation(Operator):
     """A scalar function applied to every element. It declares facts once; intervals and lines are derived from them.
 
-    Facts: `forward`, `derivative`, and `stationary(slope)`: all points where f(z) - slope * z can have an extremum inside
-    an interval (kinks included). With those, the tightest parallel band for any slope is a maximum over a few candidates.
+    Facts: `forward`, `tangents`, and `stationary(slope)`: all points where f(z) - slope * z can have an extremum inside
+    an interval (kinks included). With those, the tightest parallel band for any slope is a maximum over a few
+    candidates.
     """
 
     @abstractmethod
@@ -157,6 +161,13 @@ class Activation(Operator):
         """For each side the line, among the candidate slopes, that is tightest at the middle of the interval.
 
         For ReLU: the chord above; below slope 1 where u > -l, else 0 (CROWN, Zhang et al. 2018).
+
+        Args:
+            lower: [batch, *shape].
+            upper: [batch, *shape].
+
+        Returns:
+            Lines of shape [batch, *shape].
         """
         middle = (lower + upper) / 2
         chord = self.chord(lower, upper)

@@ -28,6 +28,12 @@ class PiecewiseLinear(Activation):
         """Evaluates the function.
 
         Written as min/max pieces rather than sums over the knots, so that a flat piece is exactly flat in floats.
+
+        Args:
+            inputs: one tensor, [batch, *shape].
+
+        Returns:
+            [batch, *shape].
         """
         x = inputs[0]
         first = self.knots[0]
@@ -47,6 +53,13 @@ class PiecewiseLinear(Activation):
 
         Also the lines through an end point and a kink, which are the best ones for functions that are neither
         convex nor concave.
+
+        Args:
+            lower: [batch, *shape].
+            upper: [batch, *shape].
+
+        Returns:
+            Slopes, each [batch, *shape].
         """
         at_lower = torch.full_like(lower, self.slopes[0])
         for knot, slope in zip(self.knots, self.slopes[1:], strict=True):
@@ -121,10 +134,10 @@ class Maximum(Operator):
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """Two linear functions of the window's elements that enclose the maximum.
 
-        Below: the element with the largest lower bound, which never exceeds the maximum. Above, with L that bound: either the
-        constant max u, or L + sum_i chord_i(z_i), the sum of the chords of relu(z_i - L) on [l_i, u_i] (max z = L + max_i
-        relu(z_i - L) because max z >= L); the lower of the two at the box's middle. Where one element is above all others,
-        both are that element.
+        Below: the element with the largest lower bound, which never exceeds the maximum. Above, with L that bound:
+        either the constant max u, or L + sum_i chord_i(z_i), the sum of the chords of relu(z_i - L) on [l_i, u_i]
+        (max z = L + max_i relu(z_i - L) because max z >= L); the lower of the two at the box's middle. Where one element
+        is above all others, both are that element.
 
         Args:
             lower: [batch, *shape, window], bounds of the elements.

@@ -1,4 +1,7 @@
-"""Smooth activations: sigmoid, tanh, GELU, SiLU. Facts: the function, its derivative and where the derivative is a given slope."""
+"""Smooth activations: sigmoid, tanh, GELU, SiLU.
+
+Facts: the function, its derivative and where the derivative is a given slope.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ironbound.ops.operator import Activation
-
 
 GELU_TANH_BEND = 1.418504008790828
 
@@ -37,12 +39,12 @@ class Sigmoid(Smooth):
         return torch.sigmoid(inputs[0])
 
     def derivative(self, x: Tensor) -> Tensor:
-        """s (1 - s)."""
+        """The derivative s (1 - s), with s = sigmoid(z)."""
         value = torch.sigmoid(x)
         return value * (1 - value)
 
     def stationary(self, slope: Tensor) -> list[Tensor]:
-        """s (1 - s) = slope has the roots (1 ± sqrt(1 - 4 slope)) / 2; the points are symmetric about 0."""
+        """The roots of s (1 - s) = slope are (1 ± sqrt(1 - 4 slope)) / 2; the points are symmetric about 0."""
         with torch.no_grad():  # f - slope z is stationary there: the points carry no gradient
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny, max=0.25)
             tail = 2 * slope / (1 + torch.sqrt(1 - 4 * slope))  # the smaller root without cancellation
@@ -72,7 +74,7 @@ class Tanh(Smooth):
 
 
 class Gated(Smooth):
-    """z times a sigmoid-like gate: the derivative falls to -bend, rises to bend and falls again, as three monotone pieces."""
+    """z times a sigmoid-like gate: the derivative falls up to -bend, rises up to bend and falls again (monotone pieces)."""
 
     span = 30.0
 
@@ -82,7 +84,7 @@ class Gated(Smooth):
         """The positive zero of f''."""
 
     def stationary(self, slope: Tensor) -> list[Tensor]:
-        """The roots of f' = slope on the three monotone pieces by bisection (an end of the piece where there is none)."""
+        """The roots of f' = slope on the three monotone pieces by bisection (an end of a piece where it has none)."""
         points = []
         with torch.no_grad():
             for left, right, rising in (
@@ -141,6 +143,6 @@ class SiLU(Gated):
         return F.silu(inputs[0])
 
     def derivative(self, x: Tensor) -> Tensor:
-        """s + z s (1 - s)."""
+        """The derivative s + z s (1 - s), with s = sigmoid(z)."""
         gate = torch.sigmoid(x)
         return gate + x * gate * (1 - gate)

@@ -1,0 +1,343 @@
+"""The cascade that decides one shard of examples: prediction, attack and methods, each only on what is still open."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ironbound.attacks import Attack, fgsm, pgd
+from ironbound.bounding import margins
+from ironbound.capture import capture
+from ironbound.errors import InputError, IronboundError, SoundnessError
+from ironbound.graph import Graph
+from ironbound.regions import Region
+
+COARSE = 1e-4  # share of 1 + max |logit| below which a float32 margin is not trusted; bounds carry about 2e-5 of noise
+FINE = 1e-9  # the same for float64
+STATUSES = ("misclassified", "falsified", "certified", "unknown")
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """How hard to attack.
+
+    Attributes:
+        name: "pgd", or "fgsm" for its one step alone. PGD begins with that step too: it decides the easy examples.
+        steps, restarts, targeted: of `ironbound.attacks.pgd`.
+        seed: of the random starts.
+    """
+
+    name: str = "pgd"
+    steps: int = 40
+    restarts: int = 1
+    targeted: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The stages, cheapest first: the attack's single step, each method in turn, the rest of the attack.
+
+    Attributes:
+        methods: names from `ironbound.bounding.METHODS`.
+        attack: None for no attack.
+        memory: bytes that a method may take, see `ironbound.margins`.
+    """
+
+    methods: tuple[str, ...]
+    attack: AttackOptions | None = None
+    memory: int | None = None
+
+
+class Network:
+    """A classifier with its graph and its float64 copy, each made once.
+
+    Shards may share a network over several threads after `prepare`.
+
+    Args:
+        model: a network in evaluation mode, or its graph.
+        example: [1, *shape], an input that it reads.
+    """
+
+    def __init__(self, model: nn.Module | Graph, example: Tensor) -> None:
+        self.model = model
+        self.example = example
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The captured graph."""
+        return capture(self.model, self.example)
+
+    @cached_property
+    def double(self) -> Network | None:
+        """The same network in float64; None for a graph, and for a module that is tied to float32."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        try:
+            double = Network(copy.deepcopy(self.model).double(), self.example.double())
+            _ = double.graph
+        except (IronboundError, RuntimeError, TypeError):
+            return None
+        return double
+
+    def prepare(self) -> None:
+        """Captures both graphs; capture patches parts of torch, so that nothing else may run beside it."""
+        _ = self.graph
+        if self.example.dtype == torch.float32:
+            _ = self.double
+
+    @torch.no_grad()
+    def logits(self, points: Tensor) -> Tensor:
+        """Runs the network on [batch, *shape]; returns [batch, classes]."""
+        return self.model(points)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardResult:
+    """What the cascade found for a range of examples; all tensors on the CPU.
+
+    Attributes:
+        status: one of `STATUSES` per example.
+        method: the stage that closed the example: the method that proved its last class, the attack, or "".
+        arithmetic: "float32", "float64", or "float64 recheck" where margins near 0 were computed again in float64.
+        labels, predictions: int64 [n].
+        margins: float64 [n, classes], the best lower bound of logit[label] - logit[k]; NaN where none was computed.
+        adversarial: the input that changes the answer, [*shape], by the example's position in the shard.
+        seconds: spent in "prediction", "bounds" and "attack".
+    """
+
+    status: tuple[str, ...]
+    method: tuple[str, ...]
+    arithmetic: tuple[str, ...]
+    labels: Tensor
+    predictions: Tensor
+    margins: Tensor
+    adversarial: dict[int, Tensor]
+    seconds: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+
+def certify_shard(
+    network: Network, region: Region, labels: Tensor | None, cascade: Cascade, first: int = 0
+) -> ShardResult:
+    """Decides each example of a shard; a pure function of its arguments.
+
+    An example is certified when every class but its own has a margin above a guard against rounding: in float32
+    1e-4 (1 + max |logit|); margins nearer to 0 are computed again in float64, where the guard is
+    1e-9 (1 + max |logit|). The guard is experience, not yet a bound of the rounding: nothing is rounded outward yet.
+
+    Every margin is compared with the network's own outputs at the center and at attacked points; a bound above
+    what the network does there is a contradiction.
+
+    Args:
+        network: the classifier.
+        region: the shard's inputs.
+        labels: int64 [n], or None to take each prediction as the label.
+        cascade: the stages.
+        first: number of the shard's first example: it stands in messages and varies the attack's random starts.
+
+    Returns:
+        The decisions.
+
+    Raises:
+        InputError: the network's outputs are NaN or infinite.
+        SoundnessError: a bound and a run of the network contradict each other.
+    """
+    state = _State(network, region, labels, first)
+    attack = cascade.attack
+    if attack is not None:
+        state.attack(attack, quick=True)
+    for method in cascade.methods:
+        state.prove(method, cascade.memory)
+    if attack is not None and attack.name == "pgd":
+        state.attack(attack, quick=False)
+    return state.result()
+
+
+@dataclass(eq=False)
+class _State:
+    """What is known of each example while the stages run."""
+
+    network: Network
+    region: Region
+    given: Tensor | None
+    first: int
+    seconds: dict[str, float] = field(default_factory=lambda: {"prediction": 0.0, "bounds": 0.0, "attack": 0.0})
+
+    def __post_init__(self) -> None:
+        with self._timed("prediction"):
+            logits = self.network.logits(self.region.center).double()
+        bad = ~torch.isfinite(logits).all(1)
+        if bad.any():
+            raise InputError(
+                f"the network returns NaN or infinity for example {self.first + int(bad.nonzero()[0])}; "
+                "check its weights and the range of the inputs."
+            )
+        self.predictions = logits.argmax(1)
+        self.labels = self.predictions if self.given is None else self.given
+        self.correct = self.predictions == self.labels
+        self.attained = self._differences(
+            logits, self.labels
+        )  # upper bounds of the margins: seen at points of the region
+        scale = 1 + logits.abs().amax(1, keepdim=True)
+        self.fine = FINE * scale
+        self.guard = self.fine if self.region.dtype == torch.float64 else COARSE * scale
+        self.margins = torch.full_like(logits, torch.nan).scatter(1, self.labels[:, None], 0.0)
+        self.proved = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.labels[:, None], True)
+        self.rechecked = torch.zeros_like(self.correct)
+        self.method = [""] * len(logits)
+        self.adversarial: dict[int, Tensor] = {}
+
+    def open(self) -> Tensor:
+        """Numbers of the examples that no stage has decided."""
+        undecided = self.correct & ~self.proved.all(1)
+        undecided[list(self.adversarial)] = False
+        return undecided.nonzero()[:, 0]
+
+    def attack(self, options: AttackOptions, quick: bool) -> None:
+        """One stage of the attack on the open examples; what it finds counts only after the re-check."""
+        index = self.open()
+        if not len(index):
+            return
+        with self._timed("attack"):
+            region, labels = self.region[index], self.labels[index]
+            if quick:
+                found = fgsm(self.network.model, region, labels)
+            else:
+                found = pgd(
+                    self.network.model,
+                    region,
+                    labels,
+                    steps=options.steps,
+                    restarts=options.restarts,
+                    targeted=options.targeted,
+                    seed=options.seed + self.first,
+                )
+            self._recheck(index, found, "fgsm" if quick else "pgd")
+        self._check(index, "an earlier method")
+
+    def prove(self, method: str, memory: int | None) -> None:
+        """One method on the open classes of the open examples."""
+        index = self.open()
+        if not len(index):
+            return
+        with self._timed("bounds"), torch.no_grad():
+            region, labels, targets = self.region[index], self.labels[index], ~self.proved[index]
+            found = margins(self.network.graph, region, labels, method=method, targets=targets, memory=memory).double()
+            guard, threshold = self.guard[index], self.guard[index].clone()
+            if self.region.dtype != torch.float64:
+                doubtful = targets & ((found.abs() <= guard) | (found > self.attained[index] + guard))
+                exact = self._in_double(index, doubtful, method, memory)
+                redone = doubtful & ~exact.isnan()
+                found = torch.where(redone, exact, found)
+                threshold = torch.where(redone, self.fine[index], threshold)
+                self.rechecked[index] |= redone.any(1)
+            found = torch.where(targets, found, torch.nan)
+            self.margins[index] = torch.fmax(self.margins[index], found)
+            self._check(index, f"method {method!r}")
+            self.proved[index] |= found > threshold  # NaN is never above
+        for example in index[self.proved[index].all(1)].tolist():
+            self.method[example] = method
+
+    def result(self) -> ShardResult:
+        """The decisions, on the CPU."""
+        certified = self.correct & self.proved.all(1)
+        status = ["certified" if proved else "unknown" for proved in certified.tolist()]
+        for example in (~self.correct).nonzero()[:, 0].tolist():
+            status[example] = "misclassified"
+        for example in self.adversarial:
+            if status[example] != "unknown":
+                raise SoundnessError(
+                    f"example {self.first + example} is {status[example]} and falsified; please report it."
+                )
+            status[example] = "falsified"
+        plain = str(self.region.dtype).removeprefix("torch.")
+        return ShardResult(
+            status=tuple(status),
+            method=tuple(self.method),
+            arithmetic=tuple("float64 recheck" if again else plain for again in self.rechecked.tolist()),
+            labels=self.labels.cpu(),
+            predictions=self.predictions.cpu(),
+            margins=self.margins.cpu(),
+            adversarial={example: point.cpu() for example, point in sorted(self.adversarial.items())},
+            seconds=self.seconds,
+        )
+
+    def _in_double(self, index: Tensor, doubtful: Tensor, method: str, memory: int | None) -> Tensor:
+        """The doubtful margins [len(index), classes] in float64; NaN elsewhere, or without a float64 network."""
+        exact = torch.full(doubtful.shape, torch.nan, dtype=torch.float64, device=doubtful.device)
+        rows = doubtful.any(1).nonzero()[:, 0]
+        double = self.network.double
+        if not len(rows) or double is None:
+            return exact
+        region = self.region[index[rows]].to(torch.float64)
+        exact[rows] = margins(
+            double.graph, region, self.labels[index[rows]], method=method, targets=doubtful[rows], memory=memory
+        )
+        return torch.where(doubtful, exact, torch.nan)
+
+    def _recheck(self, index: Tensor, found: Attack, name: str) -> None:
+        """Runs the network again on exactly the points found, successes each on a batch of its own."""
+        points = found.points.detach()
+        seen = self._differences(self.network.logits(points).double(), self.labels[index])
+        inside = self.region[index].contains(points)
+        seen[~inside] = torch.inf
+        self.attained[index] = torch.fmin(self.attained[index], seen)
+        for row in (found.success & inside).nonzero()[:, 0].tolist():
+            example = int(index[row])
+            alone = self._differences(self.network.logits(points[row : row + 1]).double(), self.labels[example][None])
+            if (alone < 0).any():  # a tie changes no answer
+                self.adversarial[example] = points[row].clone()
+                self.method[example] = name
+
+    def _check(self, index: Tensor, who: str) -> None:
+        """Compares the margins with what the network does at points of the region."""
+        excess = self.margins[index] - self.attained[index] - self.guard[index]
+        bad = (excess > 0).nonzero()
+        if len(bad):
+            row, target = bad[0].tolist()
+            example = int(index[row])
+            raise SoundnessError(
+                f"{who} gives example {self.first + example} a margin of {self.margins[example, target]:g} against "
+                f"class {target}, but the network has {self.attained[example, target]:g} inside the region; "
+                "nothing of this run is certified: please report it."
+            )
+
+    @staticmethod
+    def _differences(logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.gather(1, labels[:, None]) - logits
+
+    @contextmanager
+    def _timed(self, stage: str) -> Generator[None, None, None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+
+def joined(parts: list[ShardResult]) -> ShardResult:
+    """Puts the results of consecutive shards together."""
+    starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+    return ShardResult(
+        status=tuple(status for part in parts for status in part.status),
+        method=tuple(method for part in parts for method in part.method),
+        arithmetic=tuple(arithmetic for part in parts for arithmetic in part.arithmetic),
+        labels=torch.cat([part.labels for part in parts]),
+        predictions=torch.cat([part.predictions for part in parts]),
+        margins=torch.cat([part.margins for part in parts]),
+        adversarial={
+            start + at: point
+            for start, part in zip(starts, parts, strict=False)
+            for at, point in part.adversarial.items()
+        },
+        seconds={stage: sum(part.seconds[stage] for part in parts) for stage in parts[0].seconds},
+    )

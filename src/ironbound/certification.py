@@ -1,0 +1,385 @@
+"""`certify`: prove, falsify or leave open each example of a data set, and the result that it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ironbound
+from ironbound.attacks.logits import check_labels
+from ironbound.bounding import METHODS
+from ironbound.bounding.precision import full_precision
+from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
+from ironbound.data.dataset import digest
+from ironbound.errors import InputError, LabelError, TrainingModeError
+from ironbound.graph import Graph
+from ironbound.regions import Radius, Region, ball
+from ironbound.store import Shard, Store
+
+FORMAT = "ironbound-certification/1"
+UNIT = "units of the data as loaded"
+Progress = Callable[[int, int, Mapping[str, int]], None]
+"""Called with the number of examples done, of all examples, and of the done ones by status."""
+
+
+@dataclass(frozen=True, eq=False)
+class Certification:
+    """What is proved of each example, what is refuted, and under which settings.
+
+    Float32 margins near 0 are computed again in float64, and both need a guard (see `ironbound.cascade.certify_shard`);
+    the arithmetic is not yet rounded outward.
+
+    Attributes:
+        status: "misclassified", "falsified", "certified" or "unknown", [n].
+        margins: float64 [n, classes]: lower bounds over the region of logit[label] - logit[k], the best of the methods;
+            0 at the label, NaN where no method was run.
+        method: the method that proved the last class, or the attack that falsified, or "", [n].
+        arithmetic: "float32", "float64" or "float64 recheck", [n].
+        adversarial: by the number of a falsified example the input [*shape] that changes the answer.
+        predictions, labels: int64 [n]; without given labels, the predictions are the labels.
+        settings: the query in full: ε and its unit, norm, clipping, methods, attack, versions, hashes of network and
+            data.
+        seconds: spent in "prediction", "bounds" and "attack", threads that ran side by side counted once; of a resumed
+            run, all its parts together.
+    """
+
+    status: np.ndarray
+    margins: Tensor
+    method: np.ndarray
+    arithmetic: np.ndarray
+    adversarial: Mapping[int, Tensor]
+    predictions: Tensor
+    labels: Tensor
+    settings: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def detection(self) -> bool:
+        """Whether the predictions stood in for labels (Wong and Kolter 2018, Corollary 2)."""
+        return bool(self.settings["detection"])
+
+    def summary(self, per_class: bool = False) -> dict[str, Any]:
+        """Counts and error rates with 95 % intervals (Wilson), for people and reports.
+
+        Args:
+            per_class: adds one such summary for each label, under "per_class".
+
+        Returns:
+            With labels: "clean_error"; "attack_error", a lower bound of the robust error (None without an attack);
+            "certified_error_bound", an upper bound of it. For detection: "certified", the inputs that cannot be
+            adversarial, and "flagged", the others. Each is a dict of count, fraction, low and high. Also the number of
+            examples by "status", of proofs by "method", and of examples by "arithmetic".
+        """
+        report = self._rates(np.ones(len(self), dtype=bool))
+        if per_class:
+            labels = self.labels.numpy()
+            report["per_class"] = {int(label): self._rates(labels == label) for label in np.unique(labels)}
+        return report
+
+    def _rates(self, chosen: np.ndarray) -> dict[str, Any]:
+        status, method, arithmetic = self.status[chosen], self.method[chosen], self.arithmetic[chosen]
+        n = len(status)
+        count = {name: int((status == name).sum()) for name in STATUSES}
+        report: dict[str, Any] = {"examples": n, "detection": self.detection}
+        if self.detection:
+            report |= {"certified": rate(count["certified"], n), "flagged": rate(n - count["certified"], n)}
+        else:
+            wrong = count["misclassified"]
+            attacked = self.settings["attack"] is not None
+            report |= {
+                "clean_error": rate(wrong, n),
+                "attack_error": rate(wrong + count["falsified"], n) if attacked else None,
+                "certified_error_bound": rate(n - count["certified"], n),
+            }
+        return report | {
+            "status": count,
+            "method": dict(Counter(method[status == "certified"].tolist())),
+            "arithmetic": dict(Counter(arithmetic.tolist())),
+        }
+
+    def to_dict(self, per_class: bool = False) -> dict[str, Any]:
+        """The result as plain data, without the adversarial inputs; `docs/cli.md` describes every key."""
+        worst = self.margins.scatter(1, self.labels[:, None], torch.inf).amin(1)  # NaN as soon as one class has none
+        return {
+            "format": FORMAT,
+            "summary": self.summary(per_class),
+            "settings": dict(self.settings),
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "examples": {
+                "label": self.labels.tolist(),
+                "prediction": self.predictions.tolist(),
+                "status": self.status.tolist(),
+                "method": self.method.tolist(),
+                "arithmetic": self.arithmetic.tolist(),
+                "margin": [value if np.isfinite(value) else None for value in worst.tolist()],
+            },
+        }
+
+    def to_json(self, per_class: bool = False) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(per_class), ensure_ascii=False, allow_nan=False)
+
+
+def rate(count: int, n: int) -> dict[str, float]:
+    """A fraction with its 95 % interval by Wilson's score, which keeps its level for rare events within [0, 1].
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+
+    Args:
+        count: successes.
+        n: trials.
+
+    Returns:
+        count, fraction, low, high; without trials the interval is [0, 1] and the fraction 0.
+    """
+    if n == 0:
+        return {"count": 0, "fraction": 0.0, "low": 0.0, "high": 1.0}
+    z = 1.959963984540054
+    share = count / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if count == 0 else float(middle - half)  # exact at the ends, where rounding leaves 1e-18
+    high = 1.0 if count == n else float(middle + half)
+    return {"count": count, "fraction": share, "low": low, "high": high}
+
+
+def certify(
+    model: nn.Module | Graph,
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    eps: Radius,
+    norm: str = "linf",
+    clip: Sequence[float] | None = None,
+    methods: Sequence[str] = ("interval", "dual"),
+    attack: AttackOptions | str | None = "pgd",
+    store: str | os.PathLike[str] | None = None,
+    shard: int = 256,
+    progress: Progress | None = None,
+    memory: int | None = None,
+) -> Certification:
+    """Decides for each input whether anything within ε of it changes the network's answer.
+
+    Every stage works on what is still open, down to single target classes: prediction, one step of the attack, each
+    method in turn, the rest of the attack. Without labels the predicted class takes their place, and a certified input
+    cannot be adversarial: all inputs within ε, the one it was made from among them, get the same answer (Wong and
+    Kolter 2018, Corollary 2).
+
+    Args:
+        model: a classifier in evaluation mode with outputs [batch, classes], or its graph.
+        x: [n, *shape], float32 or float64, on any device; shards move to the network's.
+        labels: int64 [n], or None for detection.
+        eps: a number, one per example [n] or one per element [n, *shape], in the units of x.
+        norm: "linf", "l2" or "l1".
+        clip: (low, high) that every input element is limited to, or None.
+        methods: names from `ironbound.bounding.METHODS`, cheapest first; may be empty where there is an attack.
+        attack: "pgd", "fgsm", `AttackOptions`, or None.
+        store: file for the results, written shard by shard; the same call on the same file goes on
+            where an earlier one was stopped.
+        shard: number of examples decided at a time, and written at a time.
+        progress: called after every shard.
+        memory: bytes that a method may take, see `ironbound.margins`.
+
+    Returns:
+        The status of every example, with what supports it.
+
+    Raises:
+        InputError, LabelError: an argument does not fit.
+        CaptureError: the network cannot be captured.
+        StoreError: the store cannot be used; the finished shards stay in it.
+        SoundnessError: a bound and a run of the network contradict each other.
+    """
+    region = ball(norm, x, eps, clip)
+    options = AttackOptions(attack) if isinstance(attack, str) else attack
+    cascade = Cascade(tuple(methods), options, memory)
+    _check_options(cascade, shard, region)
+    network = _network(model, region, cascade)
+    if labels is not None:
+        labels = _labels(network, region, labels)
+    settings = _settings(network, region, labels, eps, cascade, shard)
+    shards = [(start, min(start + shard, len(x))) for start in range(0, len(x), shard)]
+    # here, not only inside each shard: the settings are global, and threads would restore them under one another
+    with (
+        full_precision(network.example.device),
+        nullcontext() if store is None else Store.open(store, settings) as results,
+    ):
+        done = {} if results is None else results.results()
+        counts = Counter(status for part in done.values() for status in part.status)
+        report = progress or (lambda done, total, counts: None)
+        report(counts.total(), len(x), counts)
+        todo = [key for key in shards if key not in done]
+        with closing(_computed(network, region, labels, cascade, todo)) as computed:
+            for key, result in computed:
+                if results is not None:
+                    results.put(key, result)
+                done[key] = result
+                counts.update(result.status)
+                report(counts.total(), len(x), counts)
+    return _certification(joined([done[key] for key in shards]), settings)
+
+
+def _computed(
+    network: Network, region: Region, labels: Tensor | None, cascade: Cascade, shards: list[Shard]
+) -> Generator[tuple[Shard, ShardResult], None, None]:
+    """Runs the shards, on a CPU several at a time, each on one thread: their operators are too small to be split."""
+    device = network.example.device
+    threads = torch.get_num_threads() if device.type == "cpu" and len(shards) > 1 else 1
+
+    def work(key: Shard) -> ShardResult:
+        chosen = slice(*key)
+        given = None if labels is None else labels[chosen].to(device)
+        result = certify_shard(network, region[chosen].to(device), given, cascade, key[0])
+        return replace(result, seconds={stage: spent / threads for stage, spent in result.seconds.items()})
+
+    if threads == 1:
+        yield from ((key, work(key)) for key in shards)
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = {pool.submit(work, key): key for key in shards}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _certification(result: ShardResult, settings: dict[str, Any]) -> Certification:
+    return Certification(
+        status=np.array(result.status),
+        margins=result.margins,
+        method=np.array(result.method),
+        arithmetic=np.array(result.arithmetic),
+        adversarial=result.adversarial,
+        predictions=result.predictions,
+        labels=result.labels,
+        settings=settings,
+        seconds=result.seconds,
+    )
+
+
+def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
+    if len(region) == 0:
+        raise InputError("there is no example to certify.")
+    if region.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"inputs must be float32 or float64, not {region.dtype}; convert them with .float().")
+    for method in cascade.methods:
+        if method not in METHODS:
+            raise InputError(f"method {method!r} is not known; choose from {', '.join(METHODS)}.")
+    attack = cascade.attack
+    if not cascade.methods and attack is None:
+        raise InputError("there is nothing to do: name a method or an attack.")
+    if attack is not None and attack.name not in ("pgd", "fgsm"):
+        raise InputError(f"attack {attack.name!r} is not known; choose pgd, fgsm or None.")
+    if attack is not None and (attack.steps < 1 or attack.restarts < 1):
+        raise InputError(f"steps and restarts must be at least 1, got {attack.steps} and {attack.restarts}.")
+    if shard < 1:
+        raise InputError(f"shard must be at least 1, got {shard}.")
+
+
+def _network(model: nn.Module | Graph, region: Region, cascade: Cascade) -> Network:
+    """The network on its own device, after a first run that finds what does not fit."""
+    device = region.center.device
+    for name, tensor in _tensors(model):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(
+                f"the network's weights hold NaN or infinity (first in {name}): nothing can be proved of it."
+            )
+        device = tensor.device
+    if not cascade.methods and isinstance(model, nn.Module):  # capture checks it too, and names the line
+        training = [name or type(part).__name__ for name, part in model.named_modules() if part.training]
+        if training:
+            raise TrainingModeError(f"the network is in training mode ({training[0]}); call model.eval() first.")
+    network = Network(model, region.center[:2].to(device))
+    if cascade.methods:
+        network.prepare()
+    try:
+        logits = network.logits(network.example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        found = f"{region.dtype} {list(region.center.shape)}"
+        raise InputError(f"the network cannot read inputs of {found}: {str(error).splitlines()[0]}") from error
+    if (
+        not isinstance(logits, Tensor)
+        or logits.dim() != 2
+        or len(logits) != len(network.example)
+        or logits.shape[1] < 2
+    ):
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"certify needs a classifier with outputs [batch, 2 or more classes]; this network's are {found}."
+        )
+    return network
+
+
+def _labels(network: Network, region: Region, labels: Tensor) -> Tensor:
+    labels = check_labels(region, labels)
+    classes = network.logits(network.example).shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise LabelError(
+            f"labels must lie in 0 … {classes - 1}, the network's classes; "
+            f"found {int(labels.min())} … {int(labels.max())}."
+        )
+    return labels
+
+
+def _tensors(model: nn.Module | Graph) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(model, nn.Module):
+        yield from model.state_dict().items()
+    else:
+        yield from ((f"tensor {index}", tensor) for index, tensor in enumerate(model.parameters()))
+
+
+def _settings(
+    network: Network, region: Region, labels: Tensor | None, eps: Radius, cascade: Cascade, shard: int
+) -> dict[str, Any]:
+    """The query in full, as plain data: two runs with equal settings have equal results."""
+    described = region.describe()
+    radii = torch.as_tensor(eps)
+    radius: dict[str, Any] = {"eps": float(eps)} if radii.numel() == 1 else {"eps": described["eps"]}
+    if radii.numel() > 1:
+        radius["eps_sha256"] = digest(radii, radii[:0])
+    return radius | {
+        "unit": UNIT,
+        "norm": region.norm,
+        "clip": described["clip"],
+        "methods": list(cascade.methods),
+        "attack": None if cascade.attack is None else asdict(cascade.attack),
+        "detection": labels is None,
+        "examples": len(region),
+        "shard": shard,
+        "dtype": str(region.dtype).removeprefix("torch."),
+        "network_sha256": _network_hash(network),
+        "data_sha256": digest(region.center, torch.empty(0) if labels is None else labels),
+        "versions": {
+            "ironbound": ironbound.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _network_hash(network: Network) -> str:
+    """SHA-256 over the structure (as PyTorch prints it) and over names, types, shapes and bytes of all weights."""
+    state = hashlib.sha256()
+    if isinstance(network.model, nn.Module):
+        state.update(repr(network.model).encode())
+    for name, tensor in _tensors(network.model):
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        state.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()

@@ -1,0 +1,45 @@
+"""The `ironbound` program: its commands, and what they have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ironbound
+from ironbound.cli.attack import attack
+from ironbound.cli.certify import certify
+from ironbound.cli.demo import demo
+from ironbound.cli.train import train
+
+app = typer.Typer(
+    name="ironbound",
+    help="Prove that a classifier keeps its answer for every input within ε, attack what cannot be proved, and report.",
+    epilog="Exit codes: 0 done, 1 an error (one sentence says what to do), 2 wrong usage, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, certify, attack, train):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ironbound {ironbound.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the program on the arguments of the process."""
+    app()

@@ -1,0 +1,175 @@
+"""The work that `certify` and `attack` share: open network and data, run the cascade, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ironbound.cli.session import Watch, exit_codes, parse_clip, parse_range
+from ironbound.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ironbound.cascade import AttackOptions
+    from ironbound.certification import Certification
+    from ironbound.data import Dataset
+
+_PIXELS = ("digits", "mnist", "fashion-mnist", "cifar10", "svhn")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The network and the examples that the options name."""
+
+    arch: str | None
+    weights: Path | None
+    factory: str | None
+    data: str
+    data_dir: Path | None
+    split: str
+    limit: int | None
+    range: str | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of them."""
+
+    eps: float
+    norm: str
+    clip: str | None
+    methods: tuple[str, ...]
+    attack: str
+    attack_steps: int = 40
+    restarts: int = 1
+    targeted: bool = False
+    seed: int = 0
+    detect: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """What becomes of the answer."""
+
+    store: Path | None
+    shard: int
+    save_adversarial: Path | None
+    per_class: bool
+    json: bool
+    quiet: bool
+    threads: int | None
+    device: str
+
+
+def run(source: Source, query: Query, output: Output) -> None:
+    """Runs the query and prints the result: a table, or JSON."""
+    with exit_codes():
+        watch = Watch(output.quiet or output.json, output.store)
+    with exit_codes(watch.kept):
+        result = _certify(source, query, output, watch)
+        if output.save_adversarial is not None:
+            save_adversarial(output.save_adversarial, result)
+        if output.json:
+            typer.echo(json.dumps(result.to_dict(output.per_class), ensure_ascii=False, allow_nan=False))
+        else:
+            from ironbound.report.table import print_table
+
+            print_table(result, output.per_class)
+
+
+def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Certification:
+    clip = parse_clip(query.clip)
+    import torch
+
+    from ironbound.certification import certify
+    from ironbound.data import load
+    from ironbound.models import open_model
+
+    if output.threads is not None:
+        torch.set_num_threads(output.threads)
+    model = open_model(source.arch, source.weights, source.factory)
+    dataset = load(source.data, source.split, source.data_dir)
+    start, stop = parse_range(source.range, source.limit, len(dataset))
+    model = to_device(model, output.device)
+    with watch:
+        result = certify(
+            model,
+            dataset.inputs[start:stop],
+            None if query.detect else dataset.labels[start:stop],
+            eps=query.eps,
+            norm=query.norm,
+            clip=clip,
+            methods=query.methods,
+            attack=_attack(query),
+            store=output.store,
+            shard=output.shard,
+            progress=watch,
+        )
+    return with_origin(result, source, dataset, start, stop)
+
+
+def to_device(model: nn.Module, device: str) -> nn.Module:
+    """Moves a network.
+
+    Args:
+        model: the network.
+        device: "cpu", "cuda", …
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _attack(query: Query) -> AttackOptions | None:
+    from ironbound.cascade import AttackOptions
+
+    if query.attack == "none":
+        return None
+    return AttackOptions(query.attack, query.attack_steps, query.restarts, query.targeted, query.seed)
+
+
+def with_origin(result: Certification, source: Source, dataset: Dataset, start: int, stop: int) -> Certification:
+    """Adds what the library cannot know: where network and data came from, and their unit."""
+    named = (source.factory, source.arch, None if source.weights is None else str(source.weights))
+    origin: dict[str, Any] = {
+        "data": {"name": dataset.name, "split": dataset.split, "range": [start, stop], "notes": list(dataset.notes)},
+        "network": " ".join(name for name in named if name),
+    }
+    if dataset.name in _PIXELS:
+        origin["unit"] = "pixels in [0, 1]"
+    return replace(result, settings={**result.settings, **origin})
+
+
+def save_adversarial(path: Path, result: Certification) -> None:
+    """Writes the inputs that change the answer.
+
+    Args:
+        path: of the .npz file: `x` [m, *shape], `y` the labels [m], `index` the numbers of the examples [m].
+        result: the certification.
+
+    Raises:
+        InputError: there is none, or the file cannot be written.
+    """
+    import numpy as np
+
+    index = sorted(result.adversarial)
+    if not index:
+        raise InputError(f"no input changes an answer, so {path} is not written.")
+    points = np.stack([result.adversarial[example].numpy() for example in index])
+    try:
+        with path.open("wb") as file:
+            np.savez_compressed(file, x=points, y=result.labels[index].numpy(), index=np.array(index))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}.") from error

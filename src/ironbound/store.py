@@ -1,0 +1,245 @@
+"""Results on disk: one SQLite file per query, written shard by shard, each in one transaction."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ironbound.cascade import ShardResult
+from ironbound.errors import StoreBusyError, StoreError, StoreMismatchError
+
+Shard = tuple[int, int]
+"""First example of a shard, and the one after its last."""
+
+_FORMAT = "ironbound-store/1"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS shards (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, seconds TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS examples ("
+    "number INTEGER PRIMARY KEY, label INTEGER NOT NULL, prediction INTEGER NOT NULL, status TEXT NOT NULL,"
+    " method TEXT NOT NULL, arithmetic TEXT NOT NULL, margins BLOB NOT NULL, adversarial BLOB)",
+)
+_INSERT = "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Store:
+    """The results of one query, in a file that one process writes at a time.
+
+    Tables: `shards` (which ranges are finished), `examples` (a row each: label, prediction, status, method, arithmetic,
+    margins as .npy bytes, the adversarial input as .npy bytes or NULL), `meta` (the format and the query as JSON).
+
+    The lock is SQLite's own, held while the store is open; the system releases it when the process ends anyhow.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], query: Mapping[str, Any]) -> Store:
+        """Opens the store of a query, or makes it.
+
+        Args:
+            path: of the file; its folder exists.
+            query: everything that the results depend on, as plain data.
+
+        Returns:
+            The store, to be closed, or used in a `with` statement.
+
+        Raises:
+            StoreBusyError: another process has it open.
+            StoreMismatchError: it holds the results of another query; the message names the first difference.
+            StoreError: it cannot be made, read or written, or is something else.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise StoreError(f"{path.parent} is not a folder; make it, or name the store elsewhere.")
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; name a file for the store.")
+        connection: sqlite3.Connection | None = None
+        try:
+            with _translated(path):
+                connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN EXCLUSIVE")
+                _prepare(path, connection, json.loads(json.dumps(query)))
+                connection.execute("COMMIT")
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        return cls(path, connection)
+
+    def finished(self) -> set[Shard]:
+        """The shards whose results are on disk."""
+        with _translated(self.path):
+            return set(self._connection.execute("SELECT start, stop FROM shards"))
+
+    def put(self, shard: Shard, result: ShardResult) -> None:
+        """Writes a shard's results: all of them, or on any failure none.
+
+        Args:
+            shard: its range.
+            result: its results.
+
+        Raises:
+            StoreError: the shard is finished already, or the disk is full.
+        """
+        start, stop = shard
+        if stop - start != len(result):
+            raise StoreError(f"shard {start} to {stop} needs {stop - start} results, got {len(result)}.")
+        rows = []
+        for at in range(len(result)):
+            point = result.adversarial.get(at)
+            rows.append(
+                (
+                    start + at,
+                    int(result.labels[at]),
+                    int(result.predictions[at]),
+                    result.status[at],
+                    result.method[at],
+                    result.arithmetic[at],
+                    _pack(result.margins[at]),
+                    None if point is None else _pack(point),
+                )
+            )
+        with _translated(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                self._connection.executemany(_INSERT, rows)
+                self._connection.execute(
+                    "INSERT INTO shards VALUES (?, ?, ?)", (start, stop, json.dumps(result.seconds))
+                )
+                self._connection.execute("COMMIT")
+            except BaseException:  # an interrupt too: a half-written shard must not stay open
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def results(self) -> dict[Shard, ShardResult]:
+        """Reads everything that is finished.
+
+        Returns:
+            The finished shards with their results, in order.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        with _translated(self.path):
+            shards = self._connection.execute("SELECT start, stop, seconds FROM shards ORDER BY start").fetchall()
+            return {(start, stop): self._shard(start, stop, json.loads(seconds)) for start, stop, seconds in shards}
+
+    def _shard(self, start: int, stop: int, seconds: dict[str, float]) -> ShardResult:
+        columns = "label, prediction, status, method, arithmetic, margins, adversarial"
+        query = f"SELECT {columns} FROM examples WHERE number >= ? AND number < ? ORDER BY number"
+        rows = self._connection.execute(query, (start, stop)).fetchall()
+        if len(rows) != stop - start:
+            raise StoreError(
+                f"{self.path} is damaged: shard {start} to {stop} has {len(rows)} rows; move the file away."
+            )
+        labels, predictions, status, method, arithmetic, margins, points = zip(*rows, strict=True)
+        return ShardResult(
+            status=status,
+            method=method,
+            arithmetic=arithmetic,
+            labels=torch.tensor(labels),
+            predictions=torch.tensor(predictions),
+            margins=torch.stack([_unpack(margin) for margin in margins]),
+            adversarial={at: _unpack(point) for at, point in enumerate(points) if point is not None},
+            seconds=seconds,
+        )
+
+    def close(self) -> None:
+        """Gives the file free for others."""
+        self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prepare(path: Path, connection: sqlite3.Connection, query: dict[str, Any]) -> None:
+    """Makes the tables, or checks that they are those of this query."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "meta" not in tables:
+        raise StoreError(f"{path} is a database of something else; name another file for the store.")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if not meta:
+        rows = [("format", _FORMAT), ("query", json.dumps(query))]
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        return
+    if meta.get("format") != _FORMAT:
+        raise StoreError(
+            f"{path} has the format {meta.get('format')!r}, not {_FORMAT!r}; name another file for the store."
+        )
+    if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        raise StoreError(f"{path} is damaged; move it away, and the run starts again.")
+    _compare(path, json.loads(meta["query"]), query)
+
+
+def _compare(path: Path, stored: dict[str, Any], query: dict[str, Any]) -> None:
+    have, want = dict(_flat(stored)), dict(_flat(query))
+    for key in [*want, *(key for key in have if key not in want)]:
+        if have.get(key) != want.get(key):
+            raise StoreMismatchError(
+                f"{path} holds the results of another query: {key} is {have.get(key)!r} there and "
+                f"{want.get(key)!r} here; name another file for the store."
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _pack(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, tensor.detach().cpu().numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+@contextmanager
+def _translated(path: Path) -> Generator[None, None, None]:
+    """Turns what SQLite and the system raise into one sentence that says what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, ValueError, EOFError) as error:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            raise StoreBusyError(
+                f"another process writes to {path}; wait until it ends, or name another file."
+            ) from error
+        if "full" in text or "disk I/O" in text or isinstance(error, OSError):
+            raise StoreError(
+                f"{path} cannot be written ({text}); free space on its disk and run the same command again: "
+                "finished results are kept."
+            ) from error
+        if "readonly" in text or "unable to open" in text:
+            raise StoreError(f"{path} cannot be opened for writing ({text}); check its permissions.") from error
+        raise StoreError(
+            f"{path} is damaged, or is not a store ({text}); move it away, and the run starts again."
+        ) from error
