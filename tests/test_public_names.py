@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ironbound
+from ironbound import errors
 
 SOURCE = Path(ironbound.__file__).parent.parent
 
@@ -59,3 +63,29 @@ def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'certifyy'"):
         _ = ironbound.certifyy  # pyright: ignore[reportAttributeAccessIssue]
     assert not hasattr(ironbound, "_not_a_name")
+
+
+def test_type_checkers_see_the_names_that_load_late() -> None:
+    tree = ast.parse(inspect.getsource(ironbound))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {name.asname or name.name for line in block.body if isinstance(line, ast.ImportFrom) for name in line.names}
+    assert seen | {"__version__"} == set(ironbound.__all__)
+
+
+def test_the_error_tree_in_the_docstring_is_the_tree_of_classes() -> None:
+    lines = (errors.__doc__ or "").splitlines()
+    indent = next(line.index("IronboundError") for line in lines if line.strip() == "IronboundError")
+    above, drawn = ["IronboundError"], set()
+    for line in lines:
+        if (found := re.match(r"([ │]*)[├└]── (\w+)", line[indent:])) is not None:
+            depth = 1 + len(found[1]) // 4
+            above[depth:] = [found[2]]
+            drawn.add((found[2], above[depth - 1]))
+    classes = {name: value for name, value in vars(errors).items() if inspect.isclass(value)}
+    del classes["IronboundError"]
+    assert drawn == {(name, value.__bases__[0].__name__) for name, value in classes.items()}
+
+
+def test_the_version_is_that_of_the_project_file() -> None:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    assert f'version = "{ironbound.__version__}"' in project.read_text(encoding="utf-8")

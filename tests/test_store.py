@@ -15,7 +15,7 @@ import torch
 
 from ironbound.cascade import ShardResult
 from ironbound.errors import StoreBusyError, StoreError, StoreMismatchError
-from ironbound.store import Store
+from ironbound.store import Store, finished_examples
 
 QUERY = {"eps": 0.1, "methods": ["dual"], "versions": {"torch": "2"}}
 
@@ -62,6 +62,7 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     with Store.open(path, QUERY) as store:
         results = store.results()
         assert store.finished() == {(0, 4), (4, 8)}
+    assert finished_examples(path) == 8
     assert list(results) == [(0, 4), (4, 8)]
     assert same(results[0, 4], make_result(seed=0))
     assert same(results[4, 8], make_result(seed=1))

@@ -99,7 +99,7 @@ class Region:
         raise NotImplementedError
 
     def ascent(self, gradient: Tensor, step: float) -> Tensor:
-        """The change of length `step` (a fraction of the radius) that raises a linear function most, [batch, *shape]."""
+        """The change of length `step` (a fraction of the radius) raising a linear function most, [batch, *shape]."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class _Ball(Region):
         return type(self)(self.center.to(*args, **kwargs), self.eps.to(*args, **kwargs), self.clip)
 
     def contains(self, points: Tensor) -> Tensor:
-        """Norm of the scaled difference at most 1 (relative 1e-6), within the clipping range; ε = 0 asks for equality."""
+        """Norm of the scaled difference at most 1 (relative 1e-6), within the clipping range; ε = 0: equality."""
         delta = (points.double() - self.center.double()).flatten(1)
         eps = self.eps.double().expand(self.center.shape).flatten(1)
         still = ((eps > 0) | (delta == 0)).all(1)
@@ -279,7 +279,7 @@ class _Ball(Region):
         return torch.where(eps > 0, delta / torch.where(eps > 0, eps, 1.0), 0.0)
 
     def _place(self, scaled: Tensor) -> Tensor:
-        """The point at a scaled difference (float64) in the data's dtype; each element is rounded towards the center."""
+        """The point at a scaled difference (float64) in the data's dtype, each element rounded towards the center."""
         # Rounding to nearest may leave the ball: near 1 a float32 is off by 3e-8, which is 3e-5 of a radius of 0.001.
         delta = scaled * self.eps.double()
         points = (self.center.double() + delta).to(self.dtype)

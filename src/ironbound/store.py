@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,7 @@ class Store:
     Tables: `shards` (which ranges are finished), `examples` (a row each: label, prediction, status, method, arithmetic,
     margins as .npy bytes, the adversarial input as .npy bytes or NULL), `meta` (the format and the query as JSON).
 
-    The lock is SQLite's own, held while the store is open; the system releases it when the process ends anyhow.
+    The lock is SQLite's own, held while the store is open; the system releases it when the process ends, or is killed.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -171,6 +171,24 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def finished_examples(path: str | os.PathLike[str]) -> int:
+    """Counts the examples whose results are in a store, of whatever query.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The number.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    path = Path(path)
+    with _translated(path), closing(sqlite3.connect(path, timeout=0.0)) as connection:
+        (count,) = connection.execute("SELECT coalesce(sum(stop - start), 0) FROM shards").fetchone()
+    return count
 
 
 def _prepare(path: Path, connection: sqlite3.Connection, query: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SLOWNESS = 0.05
+SLOWNESS = 0.1
 
 
 def start(*arguments: str, slowness: float = 0.0) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def running(network: str, store: Path) -> subprocess.Popen[str]:
     process = start(*arguments(network, store), slowness=SLOWNESS)
     deadline = time.monotonic() + 60
     while not store.exists() or store.stat().st_size < 24_000:  # the empty tables take 20 000 bytes
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
@@ -67,9 +67,9 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def test_a_killed_run_resumes_to_the_same_table(network: str, tmp_path: Path) -> None:
     store = tmp_path / "results.sqlite"
-    process = running(network, store)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with running(network, store) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     assert 0 < finished(store) < 12
     resumed = answer(start(*arguments(network, store)))
     assert finished(store) == 12
@@ -78,13 +78,15 @@ def test_a_killed_run_resumes_to_the_same_table(network: str, tmp_path: Path) ->
 
 def test_ctrl_c_ends_with_one_sentence_and_keeps_the_results(network: str, tmp_path: Path) -> None:
     store = tmp_path / "results.sqlite"
-    process = running(network, store)
-    second = start(*arguments(network, store))
-    _, errors = second.communicate(timeout=60)
-    assert second.returncode == 1
-    assert errors.startswith("ironbound: another process writes to")
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    with running(network, store) as process:
+        process.send_signal(signal.SIGSTOP)  # so that it is not done before the second comes
+        second = start(*arguments(network, store))
+        _, errors = second.communicate(timeout=60)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        assert second.returncode == 1
+        assert errors.startswith("ironbound: another process writes to")
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == ""
     assert errors.startswith("ironbound: interrupted after ")

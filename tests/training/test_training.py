@@ -118,11 +118,11 @@ def test_interval_training_makes_networks_that_intervals_prove() -> None:
     proved = {}
     for loss in ("standard", "interval"):
         model = network()
-        train(model, x, labels, loss=loss, eps=0.15, epochs=15, batch_size=20, lr=1e-2, ramp=(1, 8))
-        margins = interval_margins(model, x, 0.15, labels).detach()
+        train(model, x, labels, loss=loss, eps=0.2, epochs=15, batch_size=20, lr=1e-2, ramp=(1, 8))
+        margins = interval_margins(model, x, 0.2, labels).detach()
         margins = margins.masked_fill(nn.functional.one_hot(labels, 3).bool(), math.inf)
         proved[loss] = (margins.amin(1) > 0).float().mean().item()
-    assert proved["interval"] > 0.95 > proved["standard"]
+    assert proved["interval"] > proved["standard"] + 0.1
 
 
 def test_the_ramp_shows_in_the_record() -> None:

@@ -140,7 +140,7 @@ def _plan(logits: Tensor, labels: Tensor, allowed: Tensor | None, targeted: bool
     if allowed is not None:
         rivals &= allowed
     if targeted:
-        ranked = torch.where(rivals, logits, float("-inf")).argsort(1, descending=True, stable=True)
+        ranked = torch.where(rivals, logits, float("-inf")).argsort(dim=1, descending=True, stable=True)
         ranks, examples = rivals.gather(1, ranked).T.nonzero(as_tuple=True)
         goals = ranked[examples, ranks]
     else:

@@ -18,7 +18,8 @@ CACHE = 16 << 20  # bytes of working set at which a CPU is fastest; measured on 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is torch's way to say that memory is short, on CPU or GPU."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+    # a part of the work that cannot be cut further may fit beside a smaller rest
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError | MemoryLimitError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (
@@ -59,7 +60,8 @@ def in_chunks(work: Callable[[slice], Result], count: int, length: int) -> Resul
 
     Raises:
         MemoryLimitError: a single item does not fit.
-        RuntimeError, MemoryError: whatever `work` raises for another reason.
+        RuntimeError: an error of `work` that has nothing to do with memory, unchanged.
+        MemoryError: passed on likewise; every known one counts as short memory.
     """
     parts: list = []
     done = 0
@@ -67,7 +69,7 @@ def in_chunks(work: Callable[[slice], Result], count: int, length: int) -> Resul
         piece = slice(done, min(done + length, count))
         try:
             parts.append(work(piece))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, MemoryLimitError) as error:
             if not is_out_of_memory(error):
                 raise
             if length == 1 or piece.stop - piece.start <= 1:

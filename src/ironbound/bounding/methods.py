@@ -60,7 +60,7 @@ def interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
 
 
 def dual(graph: Graph, region: Region, budget: int | None) -> Relaxed:
-    """The dual network with alpha = u / (u - l), by the cheaper direction (Wong & Kolter 2018, Theorem 1, Algorithm 1)."""
+    """The dual network with alpha = u / (u - l) (Wong & Kolter 2018, Algorithm 1), in the cheaper direction."""
     if any(isinstance(node.operator, Maximum) for node in graph.nodes):
         return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
     if forward_pays(graph, region):

@@ -2,8 +2,8 @@
 
 Every node has a centre (the forward pass through the middles of the bands) and a radius. The radius is first taken from
 the layer below by |W| (the sieve), then exactly, by the backward walk, for the neurons that the sieve leaves open. With
-parallel slopes the walk's result is a sub-additive function of the functional (a sum of norms), so the sieve's radius is
-never smaller than Algorithm 1's: what the sieve closes, Algorithm 1 closes too, with the same slope and no gap.
+parallel slopes the walk's result is a sub-additive function of the functional (a sum of norms), so the sieve's radius
+is never smaller than Algorithm 1's: what the sieve closes, Algorithm 1 closes too, with the same slope and no gap.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ def _position_sieve(state: ParallelState, target: int, index: Tensor, operator: 
 
     It applies to a convolution on a relaxed convolution of the input; elsewhere nothing changes.
 
-    The functional is split by kernel position, each piece is carried to the input alone, and the pieces' norms are added
-    up: never below the exact norm of the sum, and cheap, because a piece reads one window of the first kernel.
+    The functional is split by kernel position, each piece is carried to the input alone, and the pieces' norms are
+    added up: never below the exact norm of the sum, and cheap, because a piece reads one window of the first kernel.
 
     Args:
         state: relaxations of all nodes below.

@@ -1,8 +1,8 @@
 """Functionals of a feature map that read only a small window of it: what a convolution's output makes of earlier maps.
 
 A row is a window of coefficients, channels last, and where it lies; composing with the convolution below is a matrix
-product. Elements of a window that lie outside the map (on padding) meet zero slopes and a zero radius, so that padding is
-never perturbed.
+product. Elements of a window that lie outside the map (on padding) meet zero slopes and a zero radius, so that padding
+is never perturbed.
 """
 
 from __future__ import annotations

@@ -80,8 +80,11 @@ class Watch:
             return " before the first result"
         if self._store is None:
             return f" after {self._done} of {self._total} examples; nothing is kept: --store FILE would keep it"
+        from ironbound.store import finished_examples
+
+        done = finished_examples(self._store)  # the interrupt may have come between writing and counting
         return (
-            f" after {self._done} of {self._total} examples, which are kept in {self._store}: the same command resumes"
+            f" after {done} of {self._total} examples, which are kept in {self._store}: the same command resumes"
         )
 
     def __enter__(self) -> Watch:

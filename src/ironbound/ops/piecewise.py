@@ -112,11 +112,15 @@ class ReLU(PiecewiseLinear):
 
 
 def _relu_chord(lower: Tensor, upper: Tensor) -> Tensor:
-    # relu(u) / (relu(u) + relu(-l)) is 0, 1 or u / (u - l) with neither a branch nor a NaN gradient; 0 / 0 stays a NaN
-    # only where a bound is one, because an exact 0 = l = u takes the dead slope
-    top, bottom = upper.clamp(min=0), (-lower).clamp(min=0)
+    # relu(u) / (relu(u) + relu(-l)) is 0, 1 or u / (u - l) with neither a branch nor a NaN gradient
+    return _share(upper.clamp(min=0), (-lower).clamp(min=0))
+
+
+def _share(top: Tensor, bottom: Tensor) -> Tensor:
+    """Slope top / (top + bottom): 0 where both are 0, NaN where the sum overflows (a 0 there would prove nonsense)."""
     width = top + bottom
-    return top / torch.where(width == 0, torch.ones_like(width), width)
+    slope = top / torch.where(width == 0, 1.0, width)
+    return torch.where(width == torch.inf, torch.nan, slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +140,8 @@ class Maximum(Operator):
 
         Below: the element with the largest lower bound, which never exceeds the maximum. Above, with L that bound:
         either the constant max u, or L + sum_i chord_i(z_i), the sum of the chords of relu(z_i - L) on [l_i, u_i]
-        (max z = L + max_i relu(z_i - L) because max z >= L); the lower of the two at the box's middle. Where one element
-        is above all others, both are that element.
+        (max z = L + max_i relu(z_i - L) because max z >= L); the lower of the two at the box's middle. Where one
+        element is above all others, both are that element.
 
         Args:
             lower: [batch, *shape, window], bounds of the elements.
@@ -151,8 +155,7 @@ class Maximum(Operator):
         rivals = upper.masked_fill(choice > 0, -torch.inf).amax(-1, keepdim=True)
         decided = rivals <= floor
         top, bottom = (upper - floor).clamp(min=0), (floor - lower).clamp(min=0)
-        width = top + bottom
-        slope = top / torch.where(width == 0, torch.ones_like(width), width)
+        slope = _share(top, bottom)
         middle = (lower + upper) / 2
         intercept = floor.squeeze(-1) - (slope * lower.minimum(floor)).sum(-1)
         # an element above L all the way (l = L) has slope 1 and contributes z - l

@@ -74,7 +74,7 @@ class Tanh(Smooth):
 
 
 class Gated(Smooth):
-    """z times a sigmoid-like gate: the derivative falls up to -bend, rises up to bend and falls again (monotone pieces)."""
+    """z times a sigmoid-like gate: the derivative falls to -bend, rises to bend and falls again, monotone on each."""
 
     span = 30.0
 

@@ -92,7 +92,7 @@ def refuse_two_modes(model: nn.Module) -> None:
 
 
 def interval(model: nn.Module, region: Region, labels: Tensor, kappa: float) -> Loss:
-    """Mixes kappa times cross-entropy plus (1 - kappa) times robust cross-entropy of interval margins; wrong: not proved.
+    """Mixes cross-entropy (kappa) and robust cross-entropy of interval margins (1 - kappa); wrong: not proved.
 
     Robust cross-entropy takes minus the lower bounds of logit[label] - logit[k] as logits: an upper bound of
     cross-entropy in the region (Wong and Kolter 2018, theorem 2).
