@@ -28,7 +28,7 @@ bench: $(VENV)/run.stamp
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (only the first time and after a change of dependencies; it installs PyTorch) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(install) .
+	@$(install) '.[figures]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
@@ -37,5 +37,5 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) ironbound-demo build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import ironbound
-from ironbound import cascade, certify
-from ironbound.attacks import Attack
+from ironbound import certification, certify
 from ironbound.bounding import margins
-from ironbound.cascade import AttackOptions
+from ironbound.cascade import AttackOptions, certify_shard
 from ironbound.certification import Certification, rate
+from ironbound.data import load
 from ironbound.errors import InputError, LabelError, SoundnessError, StoreMismatchError, TrainingModeError
+from ironbound.models import build, load_weights
 from ironbound.regions import LinfBall, ball
+from ironbound.store import finished_examples
 
 
 @pytest.fixture
@@ -93,97 +96,6 @@ def test_without_radius_every_right_answer_is_certified(model: nn.Module, x: Ten
     assert torch.allclose(result.margins[certified], exact[certified], atol=1e-4)
 
 
-def test_each_stage_is_asked_only_what_is_open(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def recording(network, region, given, method, targets, memory):
-        asked.append((method, region.center, targets))
-        return margins(network, region, given, method=method, targets=targets, memory=memory)
-
-    monkeypatch.setattr(cascade, "margins", recording)
-    result = certify(model, x, labels, eps=0.05, methods=("interval", "dual"), attack="fgsm")
-    (first, points, targets), (second, later_points, later_targets) = asked
-    assert (first, second) == ("interval", "dual")
-    assert len(points) == (result.status != "misclassified").sum() - len(result.adversarial)
-    assert (targets.sum(1) == 3).all()
-    assert len(later_points) == len(points) - (result.method == "interval").sum() > 0
-    assert ((later_targets.sum(1) >= 1) & (later_targets.sum(1) <= 3)).all()
-    assert (later_targets.sum(1) < 3).any()  # intervals closed single classes
-    assert (result.method == "interval").any()
-    assert (result.method == "dual").any()
-
-
-def fake_margins(value: float, exact: float | None = None):
-    """A method that claims one number for every class, and another in float64."""
-
-    def claim(network, region, labels, method, targets, memory):
-        number = exact if region.dtype == torch.float64 and exact is not None else value
-        return torch.where(targets, torch.full(targets.shape, number, dtype=region.dtype), torch.nan)
-
-    return claim
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), -1.0])
-def test_what_is_not_above_zero_is_never_proved(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    monkeypatch.setattr(cascade, "margins", fake_margins(value))
-    result = certify(model, x, labels, eps=1e-6, attack=None)
-    assert set(result.status.tolist()) == {"misclassified", "unknown"}
-
-
-@pytest.mark.parametrize("value", [1e3, float("inf")])
-def test_a_bound_above_what_the_network_does_is_a_contradiction(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    monkeypatch.setattr(cascade, "margins", fake_margins(value))
-    with pytest.raises(SoundnessError, match="nothing of this run is certified"):
-        certify(model, x, labels, eps=1e-6, attack=None)
-
-
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_a_proof_of_what_the_attack_refutes_is_a_contradiction(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, attack: str
-) -> None:
-    """An unsound method that proves all classes but one must not survive the attack on that one."""
-
-    def unsound(network, region, given, method, targets, memory):
-        with torch.no_grad():
-            logits = network(region.center)
-            true = logits.gather(1, given[:, None]) - logits  # as if ε were 0
-        rival = true.scatter(1, given[:, None], torch.inf).argmin(1)
-        return torch.where(targets, true, torch.nan).scatter(1, (rival[:, None] + 1) % 4, -1.0)
-
-    monkeypatch.setattr(cascade, "margins", unsound)
-    if attack == "pgd":
-        monkeypatch.setattr(cascade, "fgsm", finds_nothing)
-    with pytest.raises(SoundnessError, match="please report it"):
-        certify(model, x, labels, eps=0.1, attack=attack, methods=("dual",))
-
-
-def finds_nothing(network, region, labels) -> Attack:
-    with torch.no_grad():
-        logits = network(region.center)
-    difference = logits.gather(1, labels[:, None]) - logits.scatter(1, labels[:, None], -torch.inf).amax(
-        1, keepdim=True
-    )
-    return Attack(region.center, torch.zeros(len(region), dtype=torch.bool), difference[:, 0])
-
-
-@pytest.mark.parametrize(("exact", "status"), [(-1e-6, "unknown"), (0.0, "unknown"), (1e-6, "certified")])
-def test_margins_near_zero_are_decided_in_float64(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, exact: float, status: str
-) -> None:
-    monkeypatch.setattr(cascade, "margins", fake_margins(1e-6, exact))
-    result = certify(model, x, labels, eps=1e-7, attack=None, methods=("dual",))
-    right = result.status != "misclassified"
-    assert set(result.status[right].tolist()) == {status}
-    assert set(result.arithmetic[right].tolist()) == {"float64 recheck"}
-    assert result.summary()["arithmetic"]["float64 recheck"] == right.sum()
-
-
 def test_a_float64_network_needs_no_second_look(model: nn.Module, x: Tensor, labels: Tensor) -> None:
     result = certify(model.double(), x.double(), labels, eps=0.05)
     assert set(result.arithmetic.tolist()) == {"float64"}
@@ -197,20 +109,6 @@ def test_the_network_stays_as_it_was(model: nn.Module, x: Tensor, labels: Tensor
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("where", ["outside", "harmless"])
-def test_an_attack_is_believed_only_after_the_network_ran_again(
-    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    def boastful(network, region, given):
-        points = region.center + 5.0 if where == "outside" else region.center
-        return Attack(points, torch.ones(len(region), dtype=torch.bool), -torch.ones(len(region)))
-
-    monkeypatch.setattr(cascade, "fgsm", boastful)
-    result = certify(model, x, labels, eps=0.05, attack="fgsm")
-    assert not result.adversarial
-    assert "falsified" not in result.status
-
-
 def test_detection_needs_no_label(model: nn.Module, x: Tensor, labels: Tensor) -> None:
     detected = certify(model, x, eps=0.05, attack=None)
     assert detected.detection
@@ -221,6 +119,55 @@ def test_detection_needs_no_label(model: nn.Module, x: Tensor, labels: Tensor) -
     assert summary["certified"]["count"] + summary["flagged"]["count"] == len(x)
     assert summary["certified"]["count"] == (certified.status == "certified").sum()
     assert "clean_error" not in summary
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_change_nothing(model: nn.Module, x: Tensor, labels: Tensor) -> None:
+    options = AttackOptions(steps=5, restarts=3)
+    two = certify(model, x, labels, eps=0.06, attack=options, shard=4)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert same(two, certify(model, x, labels, eps=0.06, attack=options, shard=4))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_failing_shard_stops_the_run_and_keeps_the_others(
+    model: nn.Module, x: Tensor, labels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.sqlite"
+
+    def failing(network, region, given, cascade, first):
+        if first >= 24:
+            raise SoundnessError("made up")
+        return certify_shard(network, region, given, cascade, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(certification, "certify_shard", failing)
+        with pytest.raises(SoundnessError, match="made up"):
+            certify(model, x, labels, eps=0.06, shard=4, store=path)
+    assert 0 < finished_examples(path) <= 24
+    assert same(certify(model, x, labels, eps=0.06, shard=4, store=path), certify(model, x, labels, eps=0.06, shard=4))
+
+
+@pytest.mark.shared
+def test_the_released_network_is_certified_where_the_peers_margins_are_positive(shared: Path) -> None:
+    data = load("mnist", "test", shared / "data" / "mnist", limit=64)
+    model = load_weights(build("small"), shared / "models" / "wong_kolter_mnist_small.pth")
+    with np.load(shared / "oracles" / "mnist_small_peers.npz") as peers:
+        oracle = torch.from_numpy(peers["linf/0.1/wong_kolter"])
+    result = certify(model, data.inputs, data.labels, eps=0.1, methods=("dual",), attack="fgsm")
+    others = oracle.scatter(1, data.labels[:, None], torch.inf)
+    assert (result.status == "certified").tolist() == (others > 0).all(1).tolist()
+    known = ~result.margins.isnan()
+    assert torch.allclose(result.margins[known], oracle[known].double(), atol=1e-4)
 
 
 class Stop(BaseException):

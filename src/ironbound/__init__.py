@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AttackOptions": "cascade",
     "Bounds": "bounding",
     "Box": "regions",
     "Certification": "certification",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ironbound import attacks, data, errors, models, training
     from ironbound.attacks import fgsm, pgd
     from ironbound.bounding import Bounds, bounds, margins
+    from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification, certify
     from ironbound.graph import Graph
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall

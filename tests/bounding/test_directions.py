@@ -6,20 +6,24 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ironbound.bounding import bounds
 from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.parallel import output_spread, parallel_state
 from ironbound.capture import capture
 from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
-from torch import Tensor, nn
 
 BUILDS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.Sequential(nn.Linear(3, 14), nn.ReLU(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 4)),
     "tanh": lambda: nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 13), nn.Tanh(), nn.Linear(13, 4)),
-    "hardtanh": lambda: nn.Sequential(nn.Linear(3, 12), nn.Hardtanh(-0.3, 0.2), nn.Linear(12, 15), nn.ReLU(), nn.Linear(15, 4)),
+    "hardtanh": lambda: nn.Sequential(
+        nn.Linear(3, 12), nn.Hardtanh(-0.3, 0.2), nn.Linear(12, 15), nn.ReLU(), nn.Linear(15, 4)
+    ),
     "normalised": lambda: nn.Sequential(
-        nn.BatchNorm1d(3), nn.Linear(3, 12), nn.BatchNorm1d(12), nn.LeakyReLU(0.3), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
+        nn.BatchNorm1d(3), nn.Linear(3, 12), nn.BatchNorm1d(12), nn.LeakyReLU(0.3),
+        nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
     ),
     "ends in a relaxation": lambda: nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU()),
 }  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from cases import Case
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
 from ironbound.capture import capture
 from ironbound.regions import L1Ball, L2Ball, LinfBall, ball
 from laws.families import FAMILIES, TwoReaders
-from torch import Tensor, nn
 
 
 def _convolutional() -> nn.Module:

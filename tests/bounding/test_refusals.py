@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from cases import CASES, Case
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
@@ -13,7 +15,6 @@ from ironbound.graph import Graph, Node
 from ironbound.ops.affine import Linear
 from ironbound.ops.operator import Input
 from ironbound.regions import Box, L2Ball, LinfBall
-from torch import Tensor, nn
 
 
 def _model() -> nn.Module:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
 from ironbound.capture import capture
 from ironbound.regions import Box, Region
 from ironbound.regions import ball as region_ball
 from laws.writeup import Input, Layers, Set, ball, dense_layers, objective
-from torch import Tensor, nn
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
     "narrow": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3)), (6,)),
@@ -105,6 +106,18 @@ def test_method_equals_its_writeup(name: str, kind: str) -> None:
     assert was_open >= 5  # else the comparison says nothing
 
 
+def test_two_affine_layers_in_a_row_leave_the_ball() -> None:
+    # the rows of the first layer are equal: what they do adds up, as it would not for independent directions
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0, 2.0]]).expand(4, 3))
+        model[1].weight.fill_(1.0)
+    for method in METHODS:
+        found = bounds(model, region_ball("l2", torch.zeros(1, 3, dtype=torch.float64), 0.5), method)
+        low, high = next(iter(found.layers.values()))
+        torch.testing.assert_close(high - low, torch.full((1, 2), 2 * 4 * 3 * 0.5, dtype=torch.float64))
+
+
 def test_what_the_sieves_close_is_what_the_writeup_closes() -> None:
     # large enough for the sieve by kernel position: more than 64 neurons are open after the first one
     model = nn.Sequential(
@@ -116,7 +129,9 @@ def test_what_the_sieves_close_is_what_the_writeup_closes() -> None:
         region = region_ball(norm, x, eps)
         with torch.no_grad():
             (_, (low, high)) = bounds(model, region).layers.values()
-        expected, _ = objective("dual", layers, ball(norm, x.flatten(), torch.full((144,), eps, dtype=torch.float64), None))
+        expected, _ = objective(
+            "dual", layers, ball(norm, x.flatten(), torch.full((144,), eps, dtype=torch.float64), None)
+        )
         lower, upper = expected[1]
         is_open = (lower < 0) & (upper > 0)
         assert 0 < int(is_open.sum()) < 90

@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from ironbound.cli.app import app
+
 SLOWNESS = 0.1
 
 
@@ -57,10 +61,11 @@ def finished(store: Path) -> int:
     return count
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    found = json.loads(output)
+def answer(network: str, store: Path | None) -> dict[str, Any]:
+    """A whole run, in this process."""
+    result = CliRunner().invoke(app, arguments(network, store))
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
     del found["seconds"]
     return found
 
@@ -71,9 +76,9 @@ def test_a_killed_run_resumes_to_the_same_table(network: str, tmp_path: Path) ->
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert 0 < finished(store) < 12
-    resumed = answer(start(*arguments(network, store)))
+    resumed = answer(network, store)
     assert finished(store) == 12
-    assert resumed == answer(start(*arguments(network, None)))
+    assert resumed == answer(network, None)
 
 
 def test_ctrl_c_ends_with_one_sentence_and_keeps_the_results(network: str, tmp_path: Path) -> None:

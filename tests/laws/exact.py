@@ -1,4 +1,4 @@
-"""Exact answers for tiny ReLU chains by linear programs: one per pattern of active neurons, and the triangle relaxation."""
+"""Exact answers of tiny ReLU chains by linear programs: all patterns of active neurons and the triangle relaxation."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from itertools import product
 
 import numpy as np
 import torch
-from laws.writeup import Bounds, Input, Layers
 from scipy.optimize import linprog
+
+from laws.writeup import Bounds, Input, Layers
 
 Rows = list[tuple[np.ndarray, float]]
 
 
 def _input_rows(region: Input) -> tuple[int, Rows]:
-    """Extra variables and inequalities a · v <= b of an l1 ball, |x_i - middle_i| <= t_i and sum t_i / radius_i <= 1."""
+    """Extra variables and inequalities a · v <= b of an l1 ball: |x_i - middle_i| <= t_i, sum t_i / radius_i <= 1."""
     part = region.sets[0]
     size = len(region.lower)
     if part.dual == 1:
@@ -30,7 +31,9 @@ def _input_rows(region: Input) -> tuple[int, Rows]:
     return size, [*rows, (row, 1.0)]
 
 
-def _solve(objective: np.ndarray, constant: float, rows: Rows, limits: list[tuple[float | None, float | None]]) -> float:
+def _solve(
+    objective: np.ndarray, constant: float, rows: Rows, limits: list[tuple[float | None, float | None]]
+) -> float:
     matrix = np.stack([row for row, _ in rows]) if rows else None
     right = np.array([end for _, end in rows]) if rows else None
     result = linprog(objective, A_ub=matrix, b_ub=right, bounds=limits, method="highs")
@@ -52,7 +55,7 @@ def exact_minimum(layers: Layers, region: Input, outer: Bounds, c: torch.Tensor)
     extra, base = _input_rows(region)
     size = len(region.lower)
     limits = [(float(a), float(b)) for a, b in zip(region.lower, region.upper, strict=True)]
-    limits += [(0.0, None)] * extra  # type: ignore[list-item]
+    limits += [(0.0, None)] * extra
     choices = [
         [(1,) if low >= 0 else (0,) if high <= 0 else (0, 1) for low, high in zip(*ends, strict=True)]
         for ends in outer[: len(layers) - 1]
@@ -76,7 +79,7 @@ def exact_minimum(layers: Layers, region: Input, outer: Bounds, c: torch.Tensor)
 
 
 def triangle_minimum(layers: Layers, region: Input, bounds: Bounds, c: torch.Tensor) -> float:
-    """The least value of c · z_k over the triangle relaxation, problem (4) of Wong & Kolter (2018), with given bounds."""
+    """The least value of c · z_k over the triangle relaxation with given bounds, (4) of Wong & Kolter (2018)."""
     extra, base = _input_rows(region)
     size = len(region.lower)
     width = size + extra + sum(len(bias) for _, bias in layers[:-1])

@@ -1,11 +1,12 @@
-"""More families of small networks than `cases`: what the walks do with merges, maps that are no convolution, and maxima."""
+"""More families of small networks than `cases`: merges of walks, maps that are no convolution, maxima."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case
 from torch import Tensor, nn
+
+from cases import CASES, Case
 
 
 class Mixed(nn.Module):
@@ -44,7 +45,7 @@ class TwoReaders(nn.Module):
 
 
 class Resampled(nn.Module):
-    """Circular and reflected padding, a transposed convolution, nearest up-sampling, a mean: maps that are no convolution."""
+    """Circular and reflected padding, a transposed convolution, nearest sampling, a mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +82,12 @@ class Extremes(nn.Module):
 
 def _smooth_convolutional() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 3, 2, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(12, 3)
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 3, 2, stride=2),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
     )
 
 
@@ -98,6 +104,14 @@ class Absolute(nn.Module):
         return self.head(F.leaky_relu(self.second(x), 1.7))
 
 
+def _stacked() -> nn.Module:
+    """Affine layers without an activation between them."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=2), nn.BatchNorm2d(2), nn.ReLU(),
+        nn.Conv2d(2, 3, 3, padding=1), nn.AvgPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 5), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
 FAMILIES: tuple[Case, ...] = (
     *CASES,
     Case("mixed", Mixed, (1, 3, 3), 3),
@@ -105,6 +119,12 @@ FAMILIES: tuple[Case, ...] = (
     Case("resampled", Resampled, (1, 6, 6), 3),
     Case("extremes", Extremes, (2, 5), 3),
     Case("smooth-convolutional", _smooth_convolutional, (1, 4, 4), 3, piecewise=False),
+    Case("stacked", _stacked, (1, 4, 4), 3),
     Case("absolute", Absolute, (5,), 3),
-    Case("wide", lambda: nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 3)), (2,), 3),
+    Case(
+        "wide",
+        lambda: nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 3)),
+        (2,),
+        3,
+    ),
 )

@@ -1,21 +1,24 @@
-"""Bounds of tiny networks against the exact answer: bound <= triangle LP with its inner bounds <= exact <= any point."""
+"""Bounds of tiny networks and the exact answer: bound <= triangle LP on its inner bounds <= exact <= any point."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
 from ironbound.capture import capture
 from ironbound.regions import ball as region_ball
 from laws.exact import exact_minimum, triangle_minimum
 from laws.writeup import ball, dense_layers, interval_bounds
-from torch import nn
 
 TINY = {
     "dense": (lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)), (2,)),
     "convolutional": (
-        lambda: nn.Sequential(nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU(), nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)),
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU(), nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)
+        ),
         (1, 3, 3),
     ),
 }  # fmt: skip
@@ -42,7 +45,9 @@ def test_bound_relaxation_exact_point_are_in_order(name: str, norm: str) -> None
         logits = graph(many.sample()).detach()
         inner = interval_bounds(layers, one)
         eye = torch.eye(3, dtype=torch.float64)
-        exact = torch.tensor([0.0, *(exact_minimum(layers, one, inner, eye[0] - eye[k]) for k in (1, 2))], dtype=torch.float64)
+        exact = torch.tensor(
+            [0.0, *(exact_minimum(layers, one, inner, eye[0] - eye[k]) for k in (1, 2))], dtype=torch.float64
+        )
         sampled = (logits[:, :1] - logits).amin(0)
         assert bool((exact <= sampled + 1e-7).all())
         for method in METHODS:
@@ -51,7 +56,9 @@ def test_bound_relaxation_exact_point_are_in_order(name: str, norm: str) -> None
                 layer_bounds = bounds(graph, region, method).layers.values()
             assert bool((found <= exact + 1e-7).all()), method
             flat = [(low.flatten(), high.flatten()) for low, high in layer_bounds]
-            relaxed = torch.tensor([0.0, *(triangle_minimum(layers, one, flat, eye[0] - eye[k]) for k in (1, 2))], dtype=torch.float64)
+            relaxed = torch.tensor(
+                [0.0, *(triangle_minimum(layers, one, flat, eye[0] - eye[k]) for k in (1, 2))], dtype=torch.float64
+            )
             assert bool((found <= relaxed + 1e-7).all()), method
             assert bool((relaxed <= exact + 1e-7).all()), method
             gaps.append((exact - found).max().item())

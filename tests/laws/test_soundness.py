@@ -1,9 +1,11 @@
-"""No point of a region violates a bound: random points, corners and points found by ascent, for every method and family."""
+"""No point of a region violates a bound: random points, corners and ascents, for every method and family."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from cases import Case
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
@@ -11,7 +13,6 @@ from ironbound.capture import capture
 from ironbound.graph import Graph
 from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
 from laws.families import FAMILIES
-from torch import Tensor, nn
 
 NETWORKS = 10
 SAMPLES = 5000  # of each kind, example and network

@@ -16,7 +16,7 @@ Bounds = list[tuple[Tensor, Tensor]]
 
 
 def dense_layers(model: nn.Sequential, shape: tuple[int, ...]) -> Layers:
-    """Weights and biases (W_i, b_i) with z_{i+1} = W_i relu(z_i) + b_i, from the Jacobians of what lies between the ReLUs."""
+    """Weights and biases (W_i, b_i) with z_{i+1} = W_i relu(z_i) + b_i, from Jacobians between the ReLUs."""
     layers: Layers = []
     block: list[nn.Module] = []
     for module in [*model, None]:
@@ -70,7 +70,7 @@ def ball(norm: str, x: Tensor, eps: Tensor, clip: tuple[float, float] | None) ->
     return Input([round_ball] if clip is None else [round_ball, box], lower, upper)
 
 
-# --- Wong & Kolter (2018) ----------------------------------------------------------------------------------------------
+# --- Wong & Kolter (2018) --------------------------------------------------------------------------------------------
 
 
 def dual_objective(layers: Layers, region: Input, bounds: Bounds, c: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def dual_bounds(layers: Layers, region: Input, meet_interval: bool = False) -> B
     return bounds
 
 
-# --- interval arithmetic -----------------------------------------------------------------------------------------------
+# --- interval arithmetic ---------------------------------------------------------------------------------------------
 
 
 def interval_bounds(layers: Layers, region: Input) -> Bounds:
@@ -130,7 +130,7 @@ def interval_functional(layers: Layers, bounds: Bounds, c: Tensor) -> Tensor:
     return merged.clamp(min=0) @ low + merged.clamp(max=0) @ high + c @ bias
 
 
-# --- CROWN (Zhang et al. 2018) -----------------------------------------------------------------------------------------
+# --- CROWN (Zhang et al. 2018) ---------------------------------------------------------------------------------------
 
 
 def crown_objective(layers: Layers, region: Input, bounds: Bounds, c: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def crown_objective(layers: Layers, region: Input, bounds: Bounds, c: Tensor) ->
 
 
 def crown_bounds(layers: Layers, region: Input, walk: bool) -> Bounds:
-    """Bounds of every z_i: by walks for what intervals leave open ("crown"), or the intervals themselves ("crown-ibp")."""
+    """Bounds of every z_i: walks for what intervals leave open ("crown"), or the intervals ("crown-ibp")."""
     bounds: Bounds = []
     inner = interval_bounds(layers, region)
     for place in range(len(layers)):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
 from ironbound.ops.operator import Activation, Lines
 from ironbound.ops.piecewise import PiecewiseLinear, ReLU
 from ironbound.ops.smooth import GELU, Gated, Sigmoid, SiLU, Smooth, Tanh
-from torch import Tensor
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": ReLU(),
@@ -80,7 +81,10 @@ def _check_enclosed(activation: Activation, lines: Lines, where: Range) -> None:
     values = activation.forward(where.grid)
     scale = 1 + values.abs() + (lines.upper_slope * where.grid).abs() + (lines.lower_slope * where.grid).abs()
     slack = 8 * torch.finfo(where.grid.dtype).eps * scale
-    below, above = _at(lines.lower_slope, lines.lower_intercept, where.grid), _at(lines.upper_slope, lines.upper_intercept, where.grid)
+    below, above = (
+        _at(lines.lower_slope, lines.lower_intercept, where.grid),
+        _at(lines.upper_slope, lines.upper_intercept, where.grid),
+    )
     assert bool((below <= values + slack).all()), (below - values).max()
     assert bool((above >= values - slack).all()), (values - above).max()
 
@@ -250,7 +254,11 @@ def test_derivative_is_the_derivative(name: str) -> None:
 def test_the_derivative_is_monotone_between_the_bends(name: str) -> None:
     activation = ACTIVATIONS[name]
     assert isinstance(activation, Gated)
-    for left, right, sign in ((-30, -activation.bend, -1), (-activation.bend, activation.bend, 1), (activation.bend, 30, -1)):
+    for left, right, sign in (
+        (-30, -activation.bend, -1),
+        (-activation.bend, activation.bend, 1),
+        (activation.bend, 30, -1),
+    ):
         slopes = activation.derivative(torch.linspace(left, right, 4001, dtype=torch.float64))
         assert bool((sign * slopes.diff() >= -1e-14).all())
 

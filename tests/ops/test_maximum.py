@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
+
 from ironbound.ops.operator import Lines
 from ironbound.ops.piecewise import Maximum
-from torch import Tensor
 
 
 def _points(lower: Tensor, upper: Tensor, count: int = 400) -> Tensor:

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.methods import METHODS
 from ironbound.regions import ball
-from torch import Tensor, nn
 
 pytestmark = pytest.mark.shared
 COUNT = 64
-# peer -> (our method, largest difference, mean difference); CROWN: the peer closes other neurons by intervals than we do
+# peer -> (our method, largest difference, mean difference); CROWN: the peer closes other neurons by intervals
 PEERS = {
     "wong_kolter": ("dual", 1e-4, 2e-5),
     "crown_same_slope": ("dual", 1e-4, 2e-5),
@@ -96,7 +97,10 @@ def test_sampled_points_never_violate_the_bounds(network: nn.Module, images: tup
         for _ in range(10):
             points = points.detach().requires_grad_()
             logits = network(points)
-            gap = torch.logsumexp(logits.scatter(1, owner.unsqueeze(1), -1e9), 1) - logits.gather(1, owner.unsqueeze(1))[:, 0]
+            gap = (
+                torch.logsumexp(logits.scatter(1, owner.unsqueeze(1), -1e9), 1)
+                - logits.gather(1, owner.unsqueeze(1))[:, 0]
+            )
             (gradient,) = torch.autograd.grad(gap.sum(), points)
             points = many.project(points + many.ascent(gradient, 0.25))
         with torch.no_grad():

@@ -83,9 +83,7 @@ class Watch:
         from ironbound.store import finished_examples
 
         done = finished_examples(self._store)  # the interrupt may have come between writing and counting
-        return (
-            f" after {done} of {self._total} examples, which are kept in {self._store}: the same command resumes"
-        )
+        return f" after {done} of {self._total} examples, which are kept in {self._store}: the same command resumes"
 
     def __enter__(self) -> Watch:
         self._bar.start()
