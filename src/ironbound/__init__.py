@@ -28,6 +28,7 @@ _PLACES = {
 _MODULES = ("attacks", "data", "errors", "models", "training")
 
 __all__ = [  # written out for type checkers; a test compares it with the tables above
+    "AttackOptions",
     "Bounds",
     "Box",
     "Certification",

@@ -15,6 +15,7 @@ IronboundError
 │   ├── StoreBusyError           another process writes to the same store
 │   └── StoreMismatchError       the store holds the results of another query
 ├── MemoryLimitError             one example does not fit into the memory budget
+├── TrainingError                training cannot go on
 └── SoundnessError               a proof and a counterexample contradict each other: a defect of Ironbound
 """
 
@@ -81,3 +82,7 @@ class MemoryLimitError(IronboundError):
 
 class SoundnessError(IronboundError):
     """A bound and a run of the network contradict each other: a rule of Ironbound is wrong, nothing is certified."""
+
+
+class TrainingError(IronboundError):
+    """Training cannot go on: the loss is no longer a number."""

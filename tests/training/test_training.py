@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ironbound.errors import InputError, LabelError
+from ironbound.errors import InputError, LabelError, TrainingError
 from ironbound.regions import LinfBall, ball
-from ironbound.training import Epoch, Recipe, TrainingError, digits_demo, losses, train
+from ironbound.training import Epoch, Recipe, digits_demo, losses, train
 from ironbound.training.schedule import decay, ramp
 
 

@@ -2,6 +2,6 @@
 
 from ironbound.training.loop import train
 from ironbound.training.recipes import Recipe, digits_demo
-from ironbound.training.record import Epoch, TrainingError, TrainingRecord
+from ironbound.training.record import Epoch, TrainingRecord
 
-__all__ = ["Epoch", "Recipe", "TrainingError", "TrainingRecord", "digits_demo", "train"]
+__all__ = ["Epoch", "Recipe", "TrainingRecord", "digits_demo", "train"]

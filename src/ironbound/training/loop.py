@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ironbound.attacks.logits import check_labels
-from ironbound.errors import InputError
+from ironbound.errors import InputError, TrainingError
 from ironbound.regions import ball
 from ironbound.training import losses
 from ironbound.training.recipes import Recipe
-from ironbound.training.record import Epoch, TrainingError, TrainingRecord
+from ironbound.training.record import Epoch, TrainingRecord
 from ironbound.training.schedule import decay, ramp
 
 Progress = Callable[[Epoch], None]

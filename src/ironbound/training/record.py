@@ -1,15 +1,10 @@
-"""What training returns, and how it fails."""
+"""What training returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ironbound.errors import IronboundError
 from ironbound.training.recipes import Recipe
-
-
-class TrainingError(IronboundError):
-    """Training cannot go on: the loss is no longer a number."""
 
 
 @dataclass(frozen=True)
