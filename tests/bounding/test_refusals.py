@@ -81,7 +81,7 @@ def test_labels_and_targets_that_do_not_fit() -> None:
     ):
         with pytest.raises(LabelError, match=reason):
             margins(model, region, labels)
-    for targets in (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 3), torch.ones(3, dtype=torch.bool)):
+    for targets in (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 3), torch.ones(3, dtype=torch.bool), [1, 0, 1]):
         with pytest.raises(InputError, match="targets"):
             margins(model, region, LABELS, targets=targets)
     assert margins(model, region, torch.tensor([0, 2], dtype=torch.uint8)).shape == (2, 3)

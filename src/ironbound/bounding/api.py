@@ -119,7 +119,7 @@ def _margins(
     wanted = (
         torch.ones((len(region), classes), dtype=torch.bool, device=labels.device)
         if targets is None
-        else targets.to(labels.device)
+        else torch.as_tensor(targets, device=labels.device)
     )
     if wanted.shape != (len(region), classes) or wanted.dtype != torch.bool:
         raise InputError(f"targets must be bool [{len(region)}, {classes}], got {wanted.dtype} {tuple(wanted.shape)}")
