@@ -198,5 +198,5 @@ def _batch(graph: Graph, region: Region, memory: int | None) -> int:
     limit = DEFAULT_BUDGET // 8 if memory is None else memory // 8
     if region.center.device.type == "cpu":
         # with gradients the values are kept anyway: fewer, larger pieces
-        limit = min(limit, 4 * _CHUNK if torch.is_grad_enabled() else _CHUNK)
+        limit = min(limit, 8 * _CHUNK if torch.is_grad_enabled() else _CHUNK)
     return max(1, limit // example_bytes(graph, region.center.element_size()))
