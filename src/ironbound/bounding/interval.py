@@ -7,7 +7,12 @@ from torch import Tensor
 from ironbound.graph import Graph
 from ironbound.ops.operator import Activation, Affine
 from ironbound.ops.piecewise import Maximum
-from ironbound.regions import Region
+from ironbound.regions import Region, Set
+
+
+def ball_radius(part: Set, center: Tensor) -> Tensor:
+    """The semi-axes of a set, [batch, *shape], or [1, *shape] where the examples share them: one image serves all."""
+    return part.radius.expand(len(part.radius), *center.shape[1:])
 
 
 def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]:
@@ -26,7 +31,7 @@ def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]
     sets = region.sets()
     balls: dict[int, tuple[Tensor, Tensor]] = {}
     if len(sets) == 1 and sets[0].offset is None:
-        balls[0] = (region.center, sets[0].radius.expand(region.center.shape))
+        balls[0] = (region.center, ball_radius(sets[0], region.center))
     for index, node in enumerate(graph.nodes[1:], start=1):
         operator, sources = node.operator, node.inputs
         inputs = [results[source] for source in sources]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range, spread, unit_rows
 from ironbound.bounding.functionals import DenseRows, row_norm
-from ironbound.bounding.interval import interval_bounds
+from ironbound.bounding.interval import ball_radius, interval_bounds
 from ironbound.bounding.memory import chunk_length, in_chunks
 from ironbound.bounding.windows import Windows, is_windowed
 from ironbound.errors import UnsupportedOperatorError
@@ -84,7 +84,7 @@ def parallel_state(
     center, sets = _centered(region)
     lower, upper = region.box()
     radius = torch.maximum(upper - center, center - lower)
-    ball = (sets[0].dual, sets[0].radius.expand(center.shape)) if len(sets) == 1 else None
+    ball = (sets[0].dual, ball_radius(sets[0], center)) if len(sets) == 1 else None
     state = ParallelState(graph, sets, [Reached(center, radius, ball, True)], {}, {})
     for index, node in enumerate(graph.nodes[1:], start=1):
         operator = node.operator
@@ -124,7 +124,7 @@ def _through_affine(operator: Affine, inputs: list[Reached]) -> Reached:
             return Reached(center, operator.magnitude(first.radius), (order, operator.magnitude(radius)), True)
         exact = operator.response(radius, order)
         if exact is not None:
-            return Reached(center, exact, None, True)
+            return Reached(center, exact.expand_as(center), None, True)
     with torch.no_grad():  # only a sieve: it decides which rows are worth the exact radius
         return Reached(center, operator.magnitude(*(value.radius for value in inputs)))
 
@@ -276,7 +276,8 @@ def _position_sieve(state: ParallelState, target: int, index: Tensor, operator: 
             norms = pieces.abs_().reshape(len(part), -1).sum(1)
         else:
             norms = row_norm(pieces, order).reshape(len(part), -1).sum(1)
-        reach = norms * largest[rows.example] + widened[part]
+        own = largest[rows.example] if len(largest) > 1 else largest
+        reach = norms * own + widened[part]
         kept.append(part[~operator.linear_on(center[part] - reach, center[part] + reach)])
         reaches.append(reach)
     radius = value.radius.flatten().index_put((index,), torch.cat(reaches)).reshape(value.radius.shape)
