@@ -284,7 +284,15 @@ def main(argv: list[str] | None = None) -> int:
     x, labels = workload.images(args.data_dir, max(task.images for task in todo))
     sides = {name: field(network, args.eps, x[:2], peers) for name, (network, _) in pool.items()}
     flops = {id(task): floor_flop(task, pool[task.network][0], x[: task.images], args.eps) for task in todo}
-    rows = []
+    record = {
+        "command": {"program": "python -m benchmarks.peers", "settings": settings(args)},
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": about,
+        "versions": {OURS: ib.__version__, **peers},
+        "networks": {name: origin for name, (_, origin) in pool.items()},
+        "results": [],
+    }
+    rows = record["results"]
     for threads in args.threads:
         torch.set_num_threads(threads)
         for task in todo:
@@ -297,19 +305,17 @@ def main(argv: list[str] | None = None) -> int:
             about_run = {"task": asdict(task), "threads": threads, "load": os.getloadavg()[0]}
             rows.append({**about_run, **with_floor(row, flops[id(task)], gflops)})
             show(rows[-1])
-    if rows:
-        record = {
-            "command": {"program": "python -m benchmarks.peers", "settings": settings(args)},
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": about,
-            "versions": {OURS: ib.__version__, **peers},
-            "networks": {name: origin for name, (_, origin) in pool.items()},
-            "results": rows,
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"\nwritten: {args.output}")
+            write(record, args.output)  # after every measurement: a stopped run keeps what it has
     return 0 if all(check["agrees"] for row in rows for check in row["agreement"].values()) else 1
+
+
+def write(record: dict[str, Any], output: Path) -> None:
+    """Replaces the result file as a whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.replace(output)
+    print(f"  written: {output.name}", flush=True)
 
 
 if __name__ == "__main__":
