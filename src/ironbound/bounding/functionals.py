@@ -18,6 +18,31 @@ def row_norm(rows: Tensor, order: float) -> Tensor:
     return torch.linalg.vector_norm(rows, order, dim=-1)
 
 
+class _PullBySign(torch.autograd.Function):
+    """c -> c times the slope that its sign chooses, and min(c, 0) times the upper intercept, in few passes.
+
+    The slopes and the intercept are [examples, 1, *shape], c is [examples, rows per example, *shape].
+    """
+
+    @staticmethod
+    def forward(ctx, c: Tensor, low: Tensor, high: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        negative = c.clamp(max=0)
+        ctx.save_for_backward(c, negative, low, high, intercept)
+        return torch.addcmul(c * low, negative, high - low), negative * intercept
+
+    @staticmethod
+    def backward(ctx, rows: Tensor, products: Tensor):  # type: ignore[override]
+        c, negative, low, high, intercept = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        below = torch.addcmul(rows * (high - low), products, intercept).mul_(c < 0)
+        return (
+            torch.addcmul(below, rows, low) if needs[0] else None,
+            (rows * (c - negative)).sum(1, keepdim=True) if needs[1] else None,
+            (rows * negative).sum(1, keepdim=True) if needs[2] else None,
+            (products * negative).sum(1, keepdim=True) if needs[3] else None,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Pull:
     """What a relaxation does to functionals of its output.
@@ -117,6 +142,12 @@ class DenseRows:
             Functionals of the relaxation's input, and what they add to the lower bound, [rows].
         """
         c = self._grouped()
+        if lines.lower_intercept is None and not lines.parallel and not window and self.layout is not None:
+            values = (lines.lower_slope, lines.upper_slope, lines.upper_intercept)
+            # a batch of one comes without the axis of the rows
+            at = (self._at(value) if len(value) > 1 else self._at(value).unsqueeze(1) for value in values)
+            pulled, products = _PullBySign.apply(c, *at)
+            return Pull(self._with(pulled), self._total(products))
         lower = self._total(c.clamp(max=0) * self._at(lines.upper_intercept))
         if lines.lower_intercept is not None:
             lower = lower + self._total(c.clamp(min=0) * self._at(lines.lower_intercept))
