@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cases import CASES, Case
-from ironbound.bounding import Bounds, api, bounds, margins, parallel
+from ironbound.bounding import Bounds, api, bounds, margins, sieve
 from ironbound.bounding.memory import in_chunks, is_out_of_memory
 from ironbound.bounding.methods import METHODS, identity_rows
 from ironbound.bounding.precision import full_precision
@@ -224,7 +224,7 @@ def test_rounded_products_are_switched_off_and_the_callers_choice_is_restored() 
 
 def test_the_sieve_keeps_to_the_memory_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # rows of many examples in one walk: every row must meet its own example's slopes
-    monkeypatch.setattr(parallel, "_SIEVE_ROWS", 1)
+    monkeypatch.setattr(sieve, "_SIEVE_ROWS", 1)
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
     ).double().eval()  # fmt: skip

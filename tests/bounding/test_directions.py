@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ironbound.bounding import bounds
 from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.parallel import output_spread, parallel_state
+from ironbound.bounding.parallel import parallel_state
+from ironbound.bounding.spread import output_spread
 from ironbound.capture import capture
 from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ironbound.bounding import bounds, parallel, windows
+from ironbound.bounding import bounds, parallel, sieve, spread, windows
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.windows import Windows, one_hot_windows, unit_windows
 from ironbound.capture import capture
@@ -78,9 +78,8 @@ def _check_functionals(rows: Windows, batch: int) -> None:
         value = _random(count, *rows.shape)
         _same(rows.dot(value), dense.dot(value))
     gap, slope = _random(batch, *rows.shape).abs(), _random(batch, *rows.shape)
-    (pulled, widened), (expected, total) = rows.spread(gap, slope), dense.spread(gap, slope)
-    _same(pulled.dense().coefficients, expected.coefficients)
-    _same(widened, total)
+    _same(rows.scaled(slope).dense().coefficients, dense.scaled(slope).coefficients)
+    _same(rows.widening(gap), dense.widening(gap))
     low = _random(batch, *rows.shape)
     for lines in (
         Lines(slope, low, slope, low + gap),
@@ -117,11 +116,10 @@ def _check_pulls(rows: Windows) -> None:
 
 
 @settings(max_examples=60)
-@given(layers=_two_layers(), seed=st.integers(0, 1000), product=st.booleans())
-def test_every_operation_agrees_with_dense_rows(layers: tuple[Layer, Layer], seed: int, product: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if not product:  # the other way to compose windows, a convolution, which small ones never take
-            patch.setattr(windows, "_LARGEST_MATRIX", 0)
+@given(layers=_two_layers(), seed=st.integers(0, 1000), lines=st.booleans())
+def test_every_operation_agrees_with_dense_rows(layers: tuple[Layer, Layer], seed: int, lines: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # both ways to compose windows, whatever the number of channels
+        patch.setattr(windows, "FEW_CHANNELS", 1000 if lines else 0)
         _check_layers(layers, seed)
 
 
@@ -150,7 +148,7 @@ def _check_layers(layers: tuple[Layer, Layer], seed: int) -> None:
             expected.pull_affine(below, (first.shape,))[0].coefficients,
         )
     slope = _random(batch, *first.out)
-    relaxed, dense = rows.spread(slope.abs(), slope)[0], expected.spread(slope.abs(), slope)[0]
+    relaxed, dense = rows.scaled(slope), expected.scaled(slope)
     (found,), (expected,) = relaxed.pull_affine(below, (first.shape,)), dense.pull_affine(below, (first.shape,))
     _same(found.dense().coefficients, expected.coefficients)
     if isinstance(found, Windows):
@@ -244,13 +242,13 @@ def test_the_sieve_changes_no_number(norm: str, kind: str, monkeypatch: pytest.M
         eps = torch.where(torch.arange(12) < 4, 2 * eps.amax(), eps)  # the radius is the largest all over some windows
     region = ball(norm, x, eps)
     sieved: list[int] = []
-    sieve = parallel._position_sieve
+    original = parallel.position_sieve
 
     def watched(state, target, index, operator):
-        kept, radius = sieve(state, target, index, operator)
+        kept, radius = original(state, target, index, operator)
         sieved.append(len(index) - len(kept))
         # it never closes what the exact bound leaves open
-        down, up = parallel.exact_rows(state, target, index, None)
+        down, up = spread.exact_rows(state, target, index, None)
         middle = state.reached[target].center.flatten()[index]
         is_open = index[~operator.linear_on(middle - down, middle + up)]
         assert set(is_open.tolist()) <= set(kept.tolist())
@@ -260,14 +258,14 @@ def test_the_sieve_changes_no_number(norm: str, kind: str, monkeypatch: pytest.M
 
     with torch.no_grad():
         graph = capture(model, x)
-        monkeypatch.setattr(parallel, "_position_sieve", watched)
+        monkeypatch.setattr(parallel, "position_sieve", watched)
         with_sieve = bounds(graph, region)
         assert len(sieved) == 1 + (norm == "l1")
         assert (
             sum(sieved) > 0 or norm == "l1" or kind == "one position"
         )  # a sum of maxima is far from the maximum of a sum
-        monkeypatch.setattr(parallel, "_position_sieve", sieve)
-        monkeypatch.setattr(parallel, "_SIEVE_ROWS", 10**9)
+        monkeypatch.setattr(parallel, "position_sieve", original)
+        monkeypatch.setattr(sieve, "_SIEVE_ROWS", 10**9)
         without = bounds(graph, region)
     _same(with_sieve.lower, without.lower)
     _same(with_sieve.upper, without.upper)

@@ -204,6 +204,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def _batch(graph: Graph, region: Region, memory: int | None) -> int:
     limit = DEFAULT_BUDGET // 8 if memory is None else memory // 8
     if region.center.device.type == "cpu":
-        # with gradients the values are kept anyway: fewer, larger pieces
-        limit = min(limit, 8 * _CHUNK if torch.is_grad_enabled() else _CHUNK)
+        # with gradients the values are kept anyway: fewer, larger pieces; and every piece reads all weights anew
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in graph.parameters())
+        limit = min(limit, 8 * _CHUNK if torch.is_grad_enabled() else max(_CHUNK, weights // 2))
     return max(1, limit // example_bytes(graph, region.center.element_size()))

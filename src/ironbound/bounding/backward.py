@@ -6,7 +6,7 @@ nu = slope * nu_hat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from ironbound.regions import Region, Set
 
 Rows = DenseRows | Windows
 Range = tuple[Tensor, Tensor]
+Visit = Callable[[int, Rows, bool], Rows | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,10 @@ class Band:
     slope: Tensor
     middle: Tensor
     gap: Tensor
+
+    def channels(self, kept: Tensor) -> Band:
+        """The band of some channels, int64 [channels kept]."""
+        return Band(*(part.index_select(1, kept) for part in (self.slope, self.middle, self.gap)))
 
     @staticmethod
     def of(lines: Lines) -> Band:
@@ -97,44 +102,33 @@ def reach(rows: Rows, sets: tuple[Set, ...]) -> Range:
     return down, up
 
 
-def spread(graph: Graph, bands: Mapping[int, Band], sets: tuple[Set, ...], start: int, rows: Rows) -> Range:
-    """How far functionals of node `start` can fall below and rise above their value in the middle of all bands.
-
-    The middle is the forward pass of the centre through slope * z + middle, so no constant term is carried here: one
-    walk serves the lower and the upper bound (parallel slopes).
+def descend(graph: Graph, bands: Mapping[int, Band], start: int, rows: Rows, visit: Visit) -> None:
+    """Carries functionals of node `start` down to the input, through lines that are parallel.
 
     Args:
         graph: the network.
         bands: the parallel relaxation of every relaxed node below `start`.
-        sets: the region's sets, offsets relative to the centre that was passed forward.
         start: the node that the rows read.
         rows: the functionals.
-
-    Returns:
-        (down, up), each [rows], >= 0.
+        visit: called at every relaxed node on the way and last at the input (0) with the functionals of its value, and
+            whether nothing else is on its way; it returns the functionals to go on with, or None to stop.
     """
     pending: dict[int, Rows] = {start: rows}
-    total: Tensor | None = None
-    down = up = None
     for index in range(start, -1, -1):
         current = pending.pop(index, None)
         if current is None:
             continue
         node = graph.nodes[index]
-        if index == 0:
-            down, up = reach(current, sets)
-        elif isinstance(node.operator, Affine):
+        if isinstance(node.operator, Affine):
             shapes = tuple(graph.nodes[source].shape for source in node.inputs)
-            for source, part in zip(node.inputs, current.pull_affine(node.operator, shapes), strict=True):
-                pending[source] = pending[source] + part if source in pending else part  # type: ignore[operator]
+            parts = current.pull_affine(node.operator, shapes)
         else:
-            part, widened = current.spread(bands[index].gap, bands[index].slope)
-            total = widened if total is None else total + widened
-            source = node.inputs[0]
+            current = visit(index, current, not pending)
+            if current is None or index == 0:
+                return
+            parts = (current.scaled(bands[index].slope),)
+        for source, part in zip(node.inputs, parts, strict=True):
             pending[source] = pending[source] + part if source in pending else part  # type: ignore[operator]
-    zero = rows.coefficients.new_zeros(len(rows))
-    total = zero if total is None else total
-    return total + (zero if down is None else down), total + (zero if up is None else up)
 
 
 def lower_bound(

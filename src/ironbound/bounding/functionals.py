@@ -158,18 +158,17 @@ class DenseRows:
         slope = torch.where(c < 0, self._at(lines.upper_slope), self._at(lines.lower_slope))
         return Pull(self._with(c * slope), lower)
 
-    def spread(self, gap: Tensor, slope: Tensor) -> tuple[DenseRows, Tensor]:
-        """Goes through parallel lines seen from their middle.
+    def take(self, index: Tensor) -> DenseRows:
+        """Some of the rows, by int64 [rows kept]."""
+        return DenseRows(self.coefficients[index], self.example[index])
 
-        Args:
-            gap: half the distance of the two lines, [batch, *shape].
-            slope: their slope, [batch, *shape].
+    def scaled(self, factor: Tensor) -> DenseRows:
+        """The coefficients times a value per example, [batch or 1, *shape]."""
+        return self._with(self._grouped() * self._at(factor))
 
-        Returns:
-            The pulled rows, and sum |c| gap, [rows].
-        """
-        c = self._grouped()
-        return self._with(c * self._at(slope)), self._total(c.abs() * self._at(gap))
+    def widening(self, gap: Tensor) -> Tensor:
+        """Sum |c| gap, [rows], for a value per example, [batch or 1, *shape]."""
+        return self._total(self._grouped().abs() * self._at(gap))
 
     def norm(self, region_set: Set) -> Tensor:
         """The support function of a centered set, [rows]."""

@@ -17,7 +17,7 @@ from ironbound.bounding.backward import Range, Rows, lower_bound, unit_rows
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.interval import interval_bounds
 from ironbound.bounding.memory import chunk_length, in_chunks
-from ironbound.bounding.parallel import row_bytes
+from ironbound.bounding.spread import row_bytes
 from ironbound.graph import Graph
 from ironbound.ops.operator import Activation, Affine, Lines
 from ironbound.ops.piecewise import Maximum

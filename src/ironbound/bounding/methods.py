@@ -15,7 +15,9 @@ from ironbound.bounding.backward import Range
 from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.lines import LinesState, interval_state, lines_state, output_lower
-from ironbound.bounding.parallel import ParallelState, output_spread, parallel_state
+from ironbound.bounding.parallel import parallel_state
+from ironbound.bounding.spread import output_spread
+from ironbound.bounding.state import ParallelState
 from ironbound.graph import Graph
 from ironbound.ops.piecewise import Maximum
 from ironbound.regions import Region

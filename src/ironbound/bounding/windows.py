@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ironbound.bounding.functionals import DenseRows, Pull, row_norm
-from ironbound.ops.affine import BatchNorm, Convolution, Scale, Shift, WeightedSum, transposed_2d
+from ironbound.ops.affine import FEW_CHANNELS, BatchNorm, Convolution, Scale, Shift, WeightedSum, transposed_2d
 from ironbound.ops.operator import Affine, Lines
 from ironbound.regions import Set
-
-_LARGEST_MATRIX = 1 << 20  # entries of a window-to-window matrix that is still multiplied out
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +32,7 @@ class Windows:
         extent: number of positions that `base` ranges over, per axis.
         stride, shift: the affine map from `base` to the window's first element, per axis.
         shape: shape of the feature map (channels, height, width).
+        zero_outside: whether the coefficients outside the map are known to be zero.
     """
 
     coefficients: Tensor
@@ -43,6 +42,7 @@ class Windows:
     stride: tuple[int, int]
     shift: tuple[int, int]
     shape: tuple[int, ...]
+    zero_outside: bool = False
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -95,10 +95,17 @@ class Windows:
             after = [end - have - n for end, have, n in zip(last, part.shift, part.size, strict=True)]
             return F.pad(part.coefficients, (0, 0, before[1], after[1], before[0], after[0]))
 
-        return replace(self, coefficients=grown(self) + grown(other), shift=(first[0], first[1]))
+        both = self.zero_outside and other.zero_outside
+        return replace(self, coefficients=grown(self) + grown(other), shift=(first[0], first[1]), zero_outside=both)
+
+    def _scaled(self, gathered: Tensor) -> Windows:
+        """The windows times gathered values, which are zero outside the map."""
+        return replace(self, coefficients=self.coefficients * gathered, zero_outside=True)
 
     def masked(self) -> Tensor:
         """The coefficients with exact zeros outside the map."""
+        if self.zero_outside or not any(max(margin) for margin in self._margins()):
+            return self.coefficients
         ones = self.coefficients.new_ones((1, 1, *self.shape[1:]))
         return self.coefficients * self.gather(ones)
 
@@ -118,7 +125,7 @@ class Windows:
             (factor,) = operator.adjoint(ones, shapes)
             if isinstance(operator, BatchNorm) or operator.factor.numel() == 1:
                 return (replace(self, coefficients=self.coefficients * factor[0, :, 0, 0]),)
-            return (replace(self, coefficients=self.coefficients * self.gather(factor)),)
+            return (self.scaled(factor),)
         if isinstance(operator, WeightedSum):
             return tuple(replace(self, coefficients=self.coefficients * factor) for factor in operator.factors)
         return self.dense().pull_affine(operator, shapes)
@@ -134,8 +141,7 @@ class Windows:
         if size[0] * size[1] > 2 * shape[1] * shape[2]:
             return None
         # a window element outside the map is no output of the convolution: it must not reach the input
-        rows = self.masked() if any(max(margin) for margin in self._margins()) else self.coefficients
-        pulled = _transposed(rows, operator, (size[0], size[1]))
+        pulled = _transposed(self.masked(), operator, (size[0], size[1]))
         return Windows(pulled, self.example, self.base, self.extent, stride, shift, shape)  # type: ignore[arg-type]
 
     def pull_lines(self, lines: Lines, window: bool) -> Pull:
@@ -147,14 +153,22 @@ class Windows:
         if lines.lower_intercept is not None:
             lower = lower + (c.clamp(min=0) * self.gather(lines.lower_intercept)).flatten(1).sum(1)
         if lines.parallel:
-            return Pull(replace(self, coefficients=c * self.gather(lines.lower_slope)), lower)
+            return Pull(self.scaled(lines.lower_slope), lower)
         slope = torch.where(c < 0, self.gather(lines.upper_slope), self.gather(lines.lower_slope))
-        return Pull(replace(self, coefficients=c * slope), lower)
+        return Pull(self._scaled(slope), lower)
 
-    def spread(self, gap: Tensor, slope: Tensor) -> tuple[Windows, Tensor]:
-        """Goes through parallel lines seen from their middle: returns the pulled rows and sum |c| gap, [rows]."""
-        widened = (self.coefficients.abs() * self.gather(gap)).flatten(1).sum(1)
-        return replace(self, coefficients=self.coefficients * self.gather(slope)), widened
+    def take(self, index: Tensor) -> Windows:
+        """Some of the rows, by int64 [rows kept]."""
+        base = (self.base[0][index], self.base[1][index])
+        return replace(self, coefficients=self.coefficients[index], example=self.example[index], base=base)
+
+    def scaled(self, factor: Tensor) -> Windows:
+        """The coefficients times a value per example, [batch or 1, *shape]; zero outside the map from there on."""
+        return self._scaled(self.gather(factor))
+
+    def widening(self, gap: Tensor) -> Tensor:
+        """Sum |c| gap, [rows], for a value per example, [batch or 1, *shape]."""
+        return (self.coefficients.abs() * self.gather(gap)).flatten(1).sum(1)
 
     def norm(self, region_set: Set) -> Tensor:
         """The support function of a centered set, [rows]."""
@@ -198,8 +212,8 @@ def is_windowed(operator: Convolution) -> bool:
 def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, int]) -> Tensor:
     """The adjoint of an unpadded convolution on windows.
 
-    Convolutions run badly on few channels, and small windows waste little: then one product with the window-to-window
-    matrix.
+    Transposed convolutions run badly on few channels: then every line of a window is one product with a matrix that
+    holds the kernel at all offsets along the line, and the lines are added up where they overlap.
 
     Args:
         rows: [rows, height, width, out channels].
@@ -209,21 +223,24 @@ def _transposed(rows: Tensor, operator: Convolution, size: tuple[int, int]) -> T
     Returns:
         [rows, *size, in channels].
     """
-    weight = operator.weight
-    _, height, width, outputs = rows.shape
+    weight, stride, dilation = operator.weight, operator.stride, operator.dilation
     inputs, *kernel = weight.shape[1:]
-    entries = height * width * outputs * size[0] * size[1] * inputs
-    waste = size[0] * size[1] / (kernel[0] * kernel[1])
-    if entries > _LARGEST_MATRIX or (waste > 8 and inputs > 4):
-        pulled = transposed_2d(rows.permute(0, 3, 1, 2), weight, operator.stride, (0, 0), operator.dilation, size)
+    if inputs > FEW_CHANNELS:
+        pulled = transposed_2d(rows.permute(0, 3, 1, 2), weight, stride, (0, 0), dilation, size)
         return pulled.permute(0, 2, 3, 1)
-    # what a unit at each position of the window becomes, for all pairs of channels at once
-    units = torch.eye(height * width, dtype=rows.dtype, device=rows.device).reshape(-1, 1, height, width)
-    merged = weight.reshape(1, outputs * inputs, *kernel)
-    images = F.conv_transpose2d(units, merged, None, operator.stride, 0, 0, 1, operator.dilation)
-    matrix = images.reshape(height * width, outputs, inputs, *size).permute(0, 1, 3, 4, 2)
-    matrix = matrix.reshape(height * width * outputs, -1)
-    return (rows.reshape(len(rows), -1) @ matrix).reshape(len(rows), *size, inputs)
+    count, height, width, outputs = rows.shape
+    reach = dilation[1] * (kernel[1] - 1) + 1
+    taps = weight.permute(0, 2, 3, 1)
+    if dilation[1] > 1:
+        taps = _dilate(taps, (1, dilation[1]))
+    along = [F.pad(taps, (0, 0, x * stride[1], size[1] - reach - x * stride[1])) for x in range(width)]
+    matrix = torch.stack(along).reshape(width * outputs, kernel[0] * size[1] * inputs)
+    lines = (rows.reshape(count * height, -1) @ matrix).reshape(count, height, kernel[0], size[1] * inputs)
+    pulled = rows.new_zeros((count, size[0], size[1] * inputs))
+    for tap in range(kernel[0]):
+        first = tap * dilation[0]
+        pulled[:, first : first + (height - 1) * stride[0] + 1 : stride[0]] += lines[:, :, tap]
+    return pulled.reshape(count, *size, inputs)
 
 
 def unit_windows(

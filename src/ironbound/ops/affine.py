@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ironbound.ops.operator import Affine
 
-_FEW_CHANNELS = 4  # input channels up to which a transposed convolution runs faster as a plain one
+FEW_CHANNELS = 4  # input channels up to which a transposed convolution runs faster as a plain one
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -136,7 +136,7 @@ def transposed_2d(
     rows = rows.contiguous(memory_format=torch.channels_last)
     outputs, inputs, *kernel = weight.shape
     step = stride[0]
-    few = inputs <= _FEW_CHANNELS
+    few = inputs <= FEW_CHANNELS
     interleaves = (
         few and step == stride[1] and tuple(dilation) == (1, 1) and all(extent % step == 0 for extent in kernel)
     )
