@@ -17,6 +17,7 @@ from laws.families import FAMILIES
 NETWORKS = 10
 SAMPLES = 5000  # of each kind, example and network
 BATCH = 2
+REGIONS = 6  # kinds of region, each on every network
 TOLERANCE = 1e-4
 
 
@@ -92,30 +93,36 @@ def test_no_point_violates_a_bound(case: Case) -> None:
     generator = torch.Generator().manual_seed(0)
     model = case.model()
     graph = capture(model, case.inputs(BATCH))
-    place = {node.name: node.inputs[0] for node in graph.nodes[1:]}
-    for network in range(NETWORKS):
+    for _ in range(NETWORKS):
         _reseed(model, 2.0)
         x = 2 * torch.rand(BATCH, *case.shape) - 1
-        region = _region(network % 6, x)
-        labels = torch.randint(case.classes, (BATCH,))
-        points = _points(graph, region, labels, generator)
-        assert bool(_repeated(region, points.shape[1]).contains(points.flatten(0, 1)).all())
-        values = _values(graph, points)
-        logits = values[-1]
-        differences = logits.gather(2, labels.reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)) - logits
-        for method in METHODS:
-            with torch.no_grad():
-                found = bounds(graph, region, method)
-                margin = margins(graph, region, labels, method)
-            _enclosed(found.lower, found.upper, logits, f"{method}: output")
-            for name, (low, high) in found.layers.items():
-                _enclosed(low, high, values[place[name]], f"{method}: input of {name}")
-            worst = differences.amin(1)
-            slack = TOLERANCE * (1 + logits.abs().amax())
-            assert bool((margin <= worst + slack).all()), f"{method}: margin above by {(margin - worst).max().item():g}"
-            # one functional is never bounded worse than the two outputs apart
-            apart = found.lower.gather(1, labels.unsqueeze(1)) - found.upper
-            assert bool((margin >= apart - slack).all()), f"{method}: margin below the difference of bounds"
+        for kind in range(REGIONS):
+            _check(graph, _region(kind, x), torch.randint(case.classes, (BATCH,)), generator)
+
+
+def _check(graph: Graph, region: Region, labels: Tensor, generator: torch.Generator) -> None:
+    """Compares every method's bounds over a region with the values at many of its points."""
+    place = {node.name: node.inputs[0] for node in graph.nodes[1:]}
+    points = _points(graph, region, labels, generator)
+    assert bool(_repeated(region, points.shape[1]).contains(points.flatten(0, 1)).all())
+    values = _values(graph, points)
+    logits = values[-1]
+    differences = logits.gather(2, labels.reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)) - logits
+    for method in METHODS:
+        with torch.no_grad():
+            found = bounds(graph, region, method)
+            margin = margins(graph, region, labels, method)
+        _enclosed(found.lower, found.upper, logits, f"{method}: output")
+        for name, (low, high) in found.layers.items():
+            _enclosed(low, high, values[place[name]], f"{method}: input of {name}")
+        worst = differences.amin(1)
+        slack = TOLERANCE * (1 + logits.abs().amax())
+        assert bool((margin <= worst + slack).all()), f"{method}: margin above by {(margin - worst).max().item():g}"
+        if len(region.sets()) > 1 or method in ("crown", "crown-ibp"):
+            continue  # two outputs apart may take another set of an intersection each, or other lines further down
+        # one functional is never bounded worse than the two outputs apart
+        apart = found.lower.gather(1, labels.unsqueeze(1)) - found.upper
+        assert bool((margin >= apart - slack).all()), f"{method}: margin below the difference of bounds"
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)

@@ -142,7 +142,7 @@ def lower_bound(
         region: the inputs.
         start: the node that the rows read.
         rows: the functionals.
-        known: nodes at which the walk stops, with bounds of their values [batch, *shape].
+        known: nodes at which the walk stops, with centre and radius of their values, each [batch, *shape].
 
     Returns:
         [rows].
@@ -159,8 +159,8 @@ def lower_bound(
             continue
         node = graph.nodes[index]
         if index in known:
-            low, high = known[index]
-            total = total + current.dot((low + high) / 2) - current.norm(Set(1, (high - low) / 2))
+            center, radius = known[index]
+            total = total + current.dot(center) - current.norm(Set(1, radius))
         elif index == 0:
             down, _ = reach(current, region.sets())
             total = total + current.dot(region.center) - down

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from ironbound.graph import Graph
 from ironbound.ops.operator import Activation, Affine
-from ironbound.ops.piecewise import Maximum
+from ironbound.ops.piecewise import Maximum, ReLU
 from ironbound.regions import Region, Set
+
+Range = tuple[Tensor, Tensor]
 
 
 def ball_radius(part: Set, center: Tensor) -> Tensor:
@@ -15,8 +17,31 @@ def ball_radius(part: Set, center: Tensor) -> Tensor:
     return part.radius.expand(len(part.radius), *center.shape[1:])
 
 
-def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]:
-    """Lower and upper bound of every node.
+class Interval:
+    """An interval per element: its ends, or its middle and radius, whichever is known; the other form on demand."""
+
+    def __init__(self, ends: Range | None = None, middle: Range | None = None) -> None:
+        self._ends, self._middle = ends, middle
+
+    def ends(self) -> Range:
+        """(lower, upper), each [batch, *shape]."""
+        if self._ends is None:
+            assert self._middle is not None
+            center, radius = self._middle
+            self._ends = (center - radius, center + radius)
+        return self._ends
+
+    def middle(self) -> Range:
+        """(center, radius), each [batch, *shape]."""
+        if self._middle is None:
+            assert self._ends is not None
+            lower, upper = self._ends
+            self._middle = ((lower + upper) / 2, (upper - lower) / 2)
+        return self._middle
+
+
+def interval_bounds(graph: Graph, region: Region) -> list[Interval]:
+    """The range of every node.
 
     A ball stays exact up to and through the first affine operator that mixes elements; from there on boxes are used.
 
@@ -25,18 +50,21 @@ def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]
         region: the inputs.
 
     Returns:
-        For each node (lower, upper), both [batch, *shape].
+        For each node an interval per element.
     """
-    results: list[tuple[Tensor, Tensor]] = [region.box()]
+    results = [Interval(region.box())]
     sets = region.sets()
-    balls: dict[int, tuple[Tensor, Tensor]] = {}
+    balls: dict[int, Range] = {}
     if len(sets) == 1 and sets[0].offset is None:
         balls[0] = (region.center, ball_radius(sets[0], region.center))
     for index, node in enumerate(graph.nodes[1:], start=1):
         operator, sources = node.operator, node.inputs
         inputs = [results[source] for source in sources]
+        if isinstance(operator, ReLU):
+            results.append(Interval(middle=operator.middle_interval(*inputs[0].middle())))
+            continue
         if isinstance(operator, Activation | Maximum):
-            results.append(operator.interval(*inputs[0]))
+            results.append(Interval(operator.interval(*inputs[0].ends())))
             continue
         assert isinstance(operator, Affine)
         exact = None
@@ -46,10 +74,9 @@ def interval_bounds(graph: Graph, region: Region) -> list[tuple[Tensor, Tensor]]
                 balls[index] = (operator.forward(middle), operator.magnitude(radius))
             exact = operator.response(radius, sets[0].dual) if not operator.diagonal() else None
             if exact is not None:
-                value = operator.forward(middle)
-                results.append((value - exact, value + exact))
+                results.append(Interval(middle=(operator.forward(middle), exact)))
                 continue
-        value = operator.forward(*((lower + upper) / 2 for lower, upper in inputs))
-        radius = operator.magnitude(*((upper - lower) / 2 for lower, upper in inputs))
-        results.append((value - radius, value + radius))
+        middles = [value.middle() for value in inputs]
+        value = operator.forward(*(center for center, _ in middles))
+        results.append(Interval(middle=(value, operator.magnitude(*(radius for _, radius in middles)))))
     return results

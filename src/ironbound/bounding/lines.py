@@ -59,8 +59,8 @@ def interval_state(graph: Graph, region: Region) -> LinesState:
     """
     intervals = interval_bounds(graph, region)
     relaxed = [index for index, node in enumerate(graph.nodes) if isinstance(node.operator, Activation | Maximum)]
-    layers = {index: intervals[graph.nodes[index].inputs[0]] for index in relaxed}
-    return LinesState(graph, region, {}, layers, {index: intervals[index] for index in relaxed})
+    layers = {index: intervals[graph.nodes[index].inputs[0]].ends() for index in relaxed}
+    return LinesState(graph, region, {}, layers, {index: intervals[index].middle() for index in relaxed})
 
 
 def lines_state(
@@ -85,7 +85,7 @@ def lines_state(
         if isinstance(operator, Affine) or index == 0:
             continue
         source = node.inputs[0]
-        low, high = intervals[source]
+        low, high = intervals[source].ends()
         if intermediate == "walk":  # for each reader anew: another one may leave other neurons open
             low, high = _walked(state, source, operator, (low, high), budget)
         if isinstance(operator, Maximum):

@@ -58,7 +58,9 @@ def parallel_state(
         source = node.inputs[0]
         low, high = layer_range(state, source, operator, budget)  # another reader may leave other neurons open
         if intervals is not None:
-            low, high = torch.maximum(low, intervals[source][0]), torch.minimum(high, intervals[source][1])
+            lower, upper = intervals[source].ends()
+            low, high = torch.maximum(low, lower), torch.minimum(high, upper)
+            low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounding may cross bounds of a constant
         band = Band.of(operator.parallel_lines(low, high))
         state.layers[index] = (low, high)
         center = state.reached[source].center
