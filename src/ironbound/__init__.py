@@ -15,14 +15,18 @@ _PLACES = {
     "Bounds": "bounding",
     "Box": "regions",
     "Certification": "certification",
+    "Estimate": "bounding.projection",
     "Graph": "graph",
     "L1Ball": "regions",
     "L2Ball": "regions",
     "LinfBall": "regions",
+    "OptimalPerturbation": "bounding.perturbation",
     "bounds": "bounding",
     "certify": "certification",
+    "estimate_margins": "bounding.projection",
     "fgsm": "attacks",
     "margins": "bounding",
+    "optimal_perturbation": "bounding.perturbation",
     "pgd": "attacks",
 }
 _MODULES = ("attacks", "data", "errors", "models", "training")
@@ -32,19 +36,23 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "Bounds",
     "Box",
     "Certification",
+    "Estimate",
     "Graph",
     "L1Ball",
     "L2Ball",
     "LinfBall",
+    "OptimalPerturbation",
     "__version__",
     "attacks",
     "bounds",
     "certify",
     "data",
     "errors",
+    "estimate_margins",
     "fgsm",
     "margins",
     "models",
+    "optimal_perturbation",
     "pgd",
     "training",
 ]
@@ -53,6 +61,8 @@ if TYPE_CHECKING:
     from ironbound import attacks, data, errors, models, training
     from ironbound.attacks import fgsm, pgd
     from ironbound.bounding import Bounds, bounds, margins
+    from ironbound.bounding.perturbation import OptimalPerturbation, optimal_perturbation
+    from ironbound.bounding.projection import Estimate, estimate_margins
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification, certify
     from ironbound.graph import Graph

@@ -145,30 +145,3 @@ def test_an_error_is_one_sentence_and_exit_code_1(network: str, arguments: list[
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert runner.invoke(app, arguments).exit_code == 2
-
-
-def test_train_writes_weights_that_certify_reads(network: str, tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    factory = network.replace(":make", ":linear")
-    arguments = ["train", "--factory", factory, "--data", "digits", "--out", str(path), "--epochs", "2", "--lr", "0.02"]
-    result = runner.invoke(app, [*arguments, "--eps", "0.02"])
-    assert result.exit_code == 0, result.stderr
-    assert "epoch 2/2" in result.stderr
-    found = runner.invoke(
-        app, ["certify", "--factory", factory, "--weights", str(path), "--data", "digits", "--eps", "0.02", "--json"]
-    )
-    summary = json.loads(found.stdout)["summary"]
-    assert summary["certified_error_bound"]["fraction"] < 0.6
-    again = tmp_path / "again.pth"
-    arguments[arguments.index(str(path))] = str(again)
-    runner.invoke(app, [*arguments, "--eps", "0.02"])
-    one, other = torch.load(path), torch.load(again)
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def test_train_refuses_a_path_it_cannot_write_before_training(network: str, tmp_path: Path) -> None:
-    arguments = ["train", "--factory", network, "--data", "digits", "--out", str(tmp_path / "absent" / "weights.pth")]
-    result = runner.invoke(app, [*arguments, "--epochs", "1"])
-    assert result.exit_code == 1
-    assert "cannot be written" in result.stderr
-    assert "epoch" not in result.stderr

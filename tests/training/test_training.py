@@ -6,36 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ironbound.errors import InputError, LabelError, TrainingError
 from ironbound.regions import LinfBall, ball
 from ironbound.training import Epoch, Recipe, digits_demo, losses, train
-from ironbound.training.schedule import decay, ramp
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
-
-
-def clusters(count: int = 240) -> tuple[Tensor, Tensor]:
-    """Three separable groups of points in [0, 1]^6."""
-    labels = torch.arange(count) % 3
-    centers = torch.eye(3).repeat(1, 2) * 0.6 + 0.2
-    return (centers[labels] + 0.05 * torch.randn(count, 6)).clamp(0, 1), labels
-
-
-def interval_margins(model: nn.Sequential, x: Tensor, eps: float, labels: Tensor) -> Tensor:
-    """Interval propagation written down again, the last layer merged with the differences of logits."""
-    first, last = model[0], model[2]
-    middle, radius = first(x), eps * first.weight.abs().sum(1)
-    lower, upper = (middle - radius).relu(), (middle + radius).relu()
-    rows = []
-    for index, label in enumerate(labels.tolist()):
-        weight, bias = last.weight[label] - last.weight, last.bias[label] - last.bias
-        rows.append(weight.clamp(min=0) @ lower[index] + weight.clamp(max=0) @ upper[index] + bias)
-    return torch.stack(rows)
+from training.training_cases import clusters, interval_margins, network
 
 
 def test_the_interval_loss_is_the_robust_cross_entropy_of_interval_margins() -> None:
@@ -85,14 +61,6 @@ def test_the_pgd_loss_attacks_in_evaluation_mode_and_restores_the_mode() -> None
     assert model[1].num_batches_tracked.item() == 1  # the step itself, none of the attack's
 
 
-def test_schedules() -> None:
-    assert [ramp(t, 2, 4) for t in (0, 2, 2.5, 3, 4, 9)] == [0, 0, 0.25, 0.5, 1, 1]
-    assert [ramp(t, 2, 2) for t in (0, 1.9, 2, 3)] == [0, 0, 1, 1]
-    assert ramp(0, 0, 0) == 1
-    assert [decay(t, 2, 4) for t in (0, 2, 3, 4)] == [1, 1, 0.5, 0]
-    assert decay(3, 5, 5) == decay(5, 5, 5) == 1
-
-
 @pytest.mark.parametrize("loss", ["standard", "pgd", "interval"])
 def test_training_learns_and_repeats_itself(loss: str) -> None:
     x, labels = clusters()
@@ -129,8 +97,8 @@ def test_the_ramp_shows_in_the_record() -> None:
     x, labels = clusters(40)
     record = train(network(), x, labels, loss="interval", eps=0.2, epochs=6, batch_size=40, ramp=(2, 4), kappa=0.5)
     assert [epoch.eps for epoch in record.epochs] == pytest.approx([0, 0, 0, 0.1, 0.2, 0.2])
-    assert [epoch.kappa for epoch in record.epochs] == pytest.approx([1, 1, 1, 0.75, 0.5, 0.5])
-    assert record.recipe.eps == 0.2
+    assert [epoch.options["kappa"] for epoch in record.epochs] == pytest.approx([1, 1, 1, 0.75, 0.5, 0.5])
+    assert record.recipe.region.eps == 0.2
 
 
 def test_dropout_is_active_and_seeded_with_the_standard_loss() -> None:
@@ -152,12 +120,20 @@ def test_every_norm_and_clipping_train(norm: str, loss: str) -> None:
     assert math.isfinite(record.epochs[0].loss) and isinstance(ball(norm, x, 0.1, (0, 1)).norm, str)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(12), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
-def test_the_interval_loss_refuses_layers_with_two_modes(layer: nn.Module) -> None:
+def test_the_interval_loss_refuses_dropout_at_once() -> None:
     model, (x, labels) = network(), clusters(30)
-    model.insert(2, layer)
-    with pytest.raises(InputError, match="next release"):
+    model.insert(2, nn.Dropout(0.5))
+    with pytest.raises(InputError, match="Dropout"):
         train(model, x, labels, loss="interval", ramp=(5, 10))  # at once, not when the ramp starts
+
+
+@pytest.mark.parametrize("loss", ["standard", "pgd", "interval"])
+def test_batch_norm_trains_and_its_averages_are_those_of_one_pass_a_step(loss: str) -> None:
+    model, (x, labels) = network(), clusters(60)
+    model.insert(1, nn.BatchNorm1d(12))
+    record = train(model, x, labels, loss=loss, eps=0.05, epochs=3, batch_size=20, ramp=(1, 2))
+    assert model[1].num_batches_tracked.item() == 9 and math.isfinite(record.epochs[-1].loss)
+    assert not model.training and not torch.equal(model[1].running_mean, torch.zeros(12))
 
 
 def test_a_loss_that_is_no_number_stops_training() -> None:
@@ -180,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_training() -> None:
         {"kappa": 1.5},
         {"epochs": 0},
         {"batch_size": 0},
-        {"attack_steps": 0},
+        {"loss": "pgd", "steps": 0},
         {"ramp": (3, 2)},
         {"ramp": (0, 11)},
         {"clip": (0.5, 1)},
@@ -211,5 +187,6 @@ def test_inputs_and_labels_that_do_not_fit_are_refused() -> None:
 
 def test_the_demo_recipe_starts_standard_and_ends_certified() -> None:
     recipe = digits_demo()
-    assert recipe.loss == "interval" and recipe.eps == 0.1 and 0 < recipe.ramp[0] < recipe.ramp[1] < recipe.epochs
-    assert isinstance(recipe, Recipe)
+    (plan,) = recipe.plans()
+    assert plan.loss.name == "interval" and plan.eps(0) == plan.eps(1) == 0 and plan.eps(plan.epochs - 1) == 0.1
+    assert recipe.region.eps == 0.1 and isinstance(recipe, Recipe)

@@ -54,7 +54,7 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
         CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
         MemoryLimitError: one functional alone does not fit into memory.
     """
-    graph = _prepared(model, region, method)
+    graph = prepared(model, region, method)
     with full_precision(region.center.device):
         return _bounds(graph, region, method, memory)
 
@@ -68,12 +68,13 @@ def _bounds(graph: Graph, region: Region, method: str, memory: int | None) -> Bo
         state = METHODS[method](graph, part, memory)
         lower, upper = state.answer(identity_rows(graph, len(part), part.center), True)
         assert upper is not None
-        relaxed.append(list(state.layers))
+        layers = state.layers()
+        relaxed.append(list(layers))
         shape = (len(part), *graph.output_shape)
-        flat = [end for found in state.layers.values() for end in found]
+        flat = [end for found in layers.values() for end in found]
         return lower.reshape(shape), upper.reshape(shape), *flat
 
-    lower, upper, *flat = over_examples(work, len(region), _batch(graph, region, memory), region.center.device)
+    lower, upper, *flat = over_examples(work, len(region), piece_length(graph, region, memory), region.center.device)
     layers = {names[index]: (flat[2 * i], flat[2 * i + 1]) for i, index in enumerate(relaxed[0])}
     return Bounds(lower, upper, layers)
 
@@ -106,7 +107,7 @@ def margins(
         CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
         MemoryLimitError: one functional alone does not fit into memory.
     """
-    graph = _prepared(model, region, method)
+    graph = prepared(model, region, method)
     with full_precision(region.center.device):
         return _margins(graph, region, labels, method, targets, memory)
 
@@ -138,7 +139,7 @@ def _margins(
         lower, _ = state.answer(DenseRows(eye[label[example]] - eye[other], example, layout), False)
         return result.index_put((example, other), lower)
 
-    return over_examples(work, len(region), _batch(graph, region, memory), region.center.device)
+    return over_examples(work, len(region), piece_length(graph, region, memory), region.center.device)
 
 
 def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
@@ -172,7 +173,20 @@ def check_labels(labels: Tensor, batch: int, graph: Graph) -> Tensor:
     return labels.long()
 
 
-def _prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
+def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
+    """The graph of a network, checked to fit a query.
+
+    Args:
+        model: a network in evaluation mode, or its graph.
+        region: the inputs.
+        method: one of `METHODS`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        InputError: arguments do not fit, or weights are not finite.
+    """
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
     if len(region) == 0:
@@ -201,7 +215,17 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
-def _batch(graph: Graph, region: Region, memory: int | None) -> int:
+def piece_length(graph: Graph, region: Region, memory: int | None) -> int:
+    """How many examples to bound at a time.
+
+    Args:
+        graph: the network.
+        region: the inputs.
+        memory: bytes, or None for the default.
+
+    Returns:
+        At least 1.
+    """
     limit = DEFAULT_BUDGET // 8 if memory is None else memory // 8
     if region.center.device.type == "cpu":
         # with gradients the values are kept anyway: fewer, larger pieces; and every piece reads all weights anew

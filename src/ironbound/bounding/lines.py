@@ -35,7 +35,7 @@ class LinesState:
         region: the inputs.
         lines: the relaxation of each relaxed node.
         layers: bounds (lower, upper) of the value that each relaxed node reads, by the relaxed node's index.
-        known: nodes at which walks stop, with bounds of their values.
+        known: nodes at which walks stop, with centre and radius of their values.
     """
 
     graph: Graph
@@ -45,7 +45,7 @@ class LinesState:
     known: dict[int, Range]
 
 
-def interval_state(graph: Graph, region: Region) -> LinesState:
+def interval_state(graph: Graph, region: Region) -> tuple[LinesState, Callable[[], dict[int, Range]]]:
     """Interval arithmetic everywhere.
 
     Functionals of the output are merged with the affine operators above the last relaxation.
@@ -55,12 +55,14 @@ def interval_state(graph: Graph, region: Region) -> LinesState:
         region: the inputs.
 
     Returns:
-        A state whose walks stop at the relaxed nodes, with interval bounds [batch, *shape] of their values.
+        A state whose walks stop at the relaxed nodes, and its layers, which a training step has no use for.
     """
     intervals = interval_bounds(graph, region)
     relaxed = [index for index, node in enumerate(graph.nodes) if isinstance(node.operator, Activation | Maximum)]
-    layers = {index: intervals[graph.nodes[index].inputs[0]].ends() for index in relaxed}
-    return LinesState(graph, region, {}, layers, {index: intervals[index].middle() for index in relaxed})
+    known = {index: intervals[index].middle() for index in relaxed}
+    return LinesState(graph, region, {}, {}, known), lambda: {
+        index: intervals[graph.nodes[index].inputs[0]].ends() for index in relaxed
+    }
 
 
 def lines_state(

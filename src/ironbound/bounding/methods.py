@@ -32,11 +32,11 @@ class Relaxed:
 
     Attributes:
         answer: bounds functionals.
-        layers: bounds (lower, upper) of the value that each relaxed node reads, by the node's index.
+        layers: makes the bounds (lower, upper) of the value that each relaxed node reads, by the node's index.
     """
 
     answer: Answer
-    layers: dict[int, Range]
+    layers: Callable[[], dict[int, Range]]
 
 
 def _by_lines(state: LinesState, budget: int | None) -> Relaxed:
@@ -45,7 +45,7 @@ def _by_lines(state: LinesState, budget: int | None) -> Relaxed:
         flipped = replace(rows, coefficients=-rows.coefficients)
         return lower, -output_lower(state, flipped, budget) if both else None
 
-    return Relaxed(answer, state.layers)
+    return Relaxed(answer, lambda: state.layers)
 
 
 def _by_bands(state: ParallelState, budget: int | None) -> Relaxed:
@@ -53,12 +53,13 @@ def _by_bands(state: ParallelState, budget: int | None) -> Relaxed:
         center, down, up = output_spread(state, rows, budget)
         return center - down, center + up
 
-    return Relaxed(answer, state.layers)
+    return Relaxed(answer, lambda: state.layers)
 
 
 def interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
     """Naive layer-wise bounds (Gowal et al. 2018)."""
-    return _by_lines(interval_state(graph, region), budget)
+    state, layers = interval_state(graph, region)
+    return replace(_by_lines(state, budget), layers=layers)
 
 
 def dual(graph: Graph, region: Region, budget: int | None) -> Relaxed:
@@ -67,7 +68,7 @@ def dual(graph: Graph, region: Region, budget: int | None) -> Relaxed:
         return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
     if forward_pays(graph, region):
         state = generator_state(graph, region)
-        return Relaxed(state.answer, state.layers)
+        return Relaxed(state.answer, lambda: state.layers)
     return _by_bands(parallel_state(graph, region, False, budget), budget)
 
 

@@ -33,13 +33,15 @@ def over_examples(work: Callable[[slice], Result], count: int, length: int, devi
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or torch.is_grad_enabled() or threads == 1 or count <= length:
-        return in_chunks(work, count, length)
+        return in_chunks(work, count, _even(count, length))
     share = max(length, min(_SHARE * length, -(-count // threads)))
 
     def part(start: int) -> Result:
         with torch.inference_mode(torch.is_inference_mode_enabled()), torch.no_grad():
             size = min(share, count - start)
-            return in_chunks(lambda piece: work(slice(start + piece.start, start + piece.stop)), size, length)
+            return in_chunks(
+                lambda piece: work(slice(start + piece.start, start + piece.stop)), size, _even(size, length)
+            )
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -47,3 +49,8 @@ def over_examples(work: Callable[[slice], Result], count: int, length: int, devi
     finally:
         torch.set_num_threads(threads)
     return joined(parts)
+
+
+def _even(count: int, length: int) -> int:
+    """The length that cuts `count` into as many slices, all about equal: a short one costs almost as much as a full."""
+    return -(-count // -(-count // length)) if count else length

@@ -15,7 +15,9 @@ _TENSOR_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
+class Entry:
+    """A graph and the state of the module that it was captured in."""
+
     stamp: list[Any]
     tensors: list[weakref.ref[Tensor]]
     folded: list[tuple[weakref.ref[Tensor], int]]
@@ -26,7 +28,7 @@ class Cache:
     """Graphs by module (held weakly) and by the shape, dtype and device of the input."""
 
     def __init__(self) -> None:
-        self._entries: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]] = weakref.WeakKeyDictionary()
+        self._entries: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Entry]] = weakref.WeakKeyDictionary()
 
     def find(self, model: nn.Module, key: Hashable) -> Graph | None:
         """The graph of an unchanged module, or None."""
@@ -55,7 +57,19 @@ class Cache:
         """
         tensors = [weakref.ref(tensor) for tensor in _tensors(model)]
         versions = [(weakref.ref(tensor), tensor._version) for tensor in folded]
-        self._entries.setdefault(model, {})[key] = _Entry(_stamp(model), tensors, versions, graph)
+        self.restore(model, key, Entry(_stamp(model), tensors, versions, graph))
+
+    def entry(self, model: nn.Module, key: Hashable) -> Entry | None:
+        """What is stored for a module, valid or not."""
+        return self._entries.get(model, {}).get(key)
+
+    def restore(self, model: nn.Module, key: Hashable, entry: Entry | None) -> None:
+        """Puts back what `entry` returned; its validity is checked by `find`, as ever."""
+        graphs = self._entries.setdefault(model, {})
+        if entry is None:
+            graphs.pop(key, None)
+        else:
+            graphs[key] = entry
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from ironbound.capture.walk import Walk
 from ironbound.errors import CaptureError, InputError, TrainingModeError
 from ironbound.graph import Graph
 
-_CACHE = Cache()
+CACHE = Cache()
 
 
 def capture(model: nn.Module | Graph, example: Tensor) -> Graph:
@@ -57,12 +57,17 @@ def capture(model: nn.Module | Graph, example: Tensor) -> Graph:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module or a Graph, not {type(model).__name__}.")
     _check_mode(model)
-    key = (shape, example.dtype, example.device)
-    graph = _CACHE.find(model, key)
+    key = cache_key(example)
+    graph = CACHE.find(model, key)
     if graph is None:
         graph, folded = _captured(model, example.detach())
-        _CACHE.keep(model, key, graph, folded)
+        CACHE.keep(model, key, graph, folded)
     return graph
+
+
+def cache_key(example: Tensor) -> tuple[object, ...]:
+    """What of an example a capture depends on: shape without the batch axis, dtype, device."""
+    return (tuple(example.shape[1:]), example.dtype, example.device)
 
 
 def _captured(model: nn.Module, example: Tensor) -> tuple[Graph, list[Tensor]]:

@@ -10,8 +10,9 @@ from ironbound.cli import options as given
 
 
 def attack(
-    eps: given.Eps,
-    data: given.Data,
+    run_folder: given.Run = None,
+    eps: given.Eps = None,
+    data: given.Data = None,
     arch: given.Arch = None,
     weights: given.Weights = None,
     factory: given.Factory = None,
@@ -19,7 +20,7 @@ def attack(
     split: given.Split = "test",
     limit: given.Limit = None,
     range_: given.Range = None,
-    norm: given.Norm = "linf",
+    norm: given.Norm = None,
     clip: given.Clip = None,
     attack: Annotated[str, typer.Option(help="pgd or fgsm.", rich_help_panel="Query")] = "pgd",
     attack_steps: given.AttackSteps = 40,
@@ -39,7 +40,7 @@ def attack(
     from ironbound.cli.run import Output, Query, Source, run
 
     run(
-        Source(arch, weights, factory, data, data_dir, split, limit, range_),
+        Source(arch, weights, factory, data, data_dir, split, limit, range_, run_folder),
         Query(eps, norm, clip, (), attack, attack_steps, restarts, targeted, seed),
         Output(store, shard, save_adversarial, per_class, json, quiet, threads, device),
     )

@@ -10,8 +10,9 @@ from ironbound.cli import options as given
 
 
 def certify(
-    eps: given.Eps,
-    data: given.Data,
+    run_folder: given.Run = None,
+    eps: given.Eps = None,
+    data: given.Data = None,
     arch: given.Arch = None,
     weights: given.Weights = None,
     factory: given.Factory = None,
@@ -19,7 +20,7 @@ def certify(
     split: given.Split = "test",
     limit: given.Limit = None,
     range_: given.Range = None,
-    norm: given.Norm = "linf",
+    norm: given.Norm = None,
     clip: given.Clip = None,
     methods: Annotated[
         str,
@@ -61,7 +62,7 @@ def certify(
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     attack = attack or ("none" if detect else "pgd")
     run(
-        Source(arch, weights, factory, data, data_dir, split, limit, range_),
+        Source(arch, weights, factory, data, data_dir, split, limit, range_, run_folder),
         Query(eps, norm, clip, names, attack, attack_steps, restarts, targeted, seed, detect),
         Output(store, shard, save_adversarial, per_class, json, quiet, threads, device),
     )

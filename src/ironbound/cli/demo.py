@@ -63,11 +63,11 @@ def _folder(out: Path) -> None:
 def _train(out: Path, quiet: bool) -> nn.Module:
     import torch
 
-    from ironbound.cli.train import save_weights
     from ironbound.data import load
     from ironbound.models import build
     from ironbound.training import digits_demo
     from ironbound.training import train as run
+    from ironbound.training.artefact import save_weights
 
     data, recipe = load("digits", "train"), digits_demo()
 
@@ -79,13 +79,13 @@ def _train(out: Path, quiet: bool) -> nn.Module:
         if epoch.number % 10 == 0:
             say(f"  epoch {epoch.number}: ε {epoch.eps:.3g}, not proved by intervals {100 * epoch.error:.1f} %")
 
-    say(f"training a small network on {len(data)} handwritten digits, {recipe.epochs} epochs …")
+    say(f"training a small network on {len(data)} handwritten digits, {recipe.run.epochs} epochs …")
     torch.manual_seed(0)
     model = build("digits")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # steps this small only lose time to a second thread
-        run(model, data.inputs, data.labels, recipe, report)
+        run(model, data.inputs, data.labels, recipe, progress=report)
     finally:
         torch.set_num_threads(threads)
     save_weights(model, out / "digits.pth")

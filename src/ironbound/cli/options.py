@@ -9,20 +9,29 @@ import typer
 
 _NETWORK, _DATA, _QUERY, _OUTPUT = "Network", "Data", "Query", "Output and resources"
 
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Run folder of `ironbound train`: its network, data and region, where no option says otherwise."
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(help="Architecture: small, large, mlp-2x100, har, two-layer, …", rich_help_panel=_NETWORK),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="Weights (.pt, .pth; read without executing code), or a .pt2 program.", rich_help_panel=_NETWORK),
+    typer.Option(
+        help="Weights (.pt, .pth; read without executing code), a .pt2 program, or a run folder.",
+        rich_help_panel=_NETWORK,
+    ),
 ]
 Factory = Annotated[
     str | None,
     typer.Option(help="path/module.py:function that makes a network; the file is run.", rich_help_panel=_NETWORK),
 ]
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--data", help="digits, mnist, fashion-mnist, cifar10, svhn, har, or an .npz file.", rich_help_panel=_DATA
     ),
@@ -37,9 +46,12 @@ Range = Annotated[
     str | None, typer.Option("--range", metavar="A:B", help="Only examples A to B - 1.", rich_help_panel=_DATA)
 ]
 Eps = Annotated[
-    float, typer.Option(help="Radius ε in the units of the data as loaded (pixels: [0, 1]).", rich_help_panel=_QUERY)
+    float | None,
+    typer.Option(help="Radius ε in the units of the data as loaded (pixels: [0, 1]).", rich_help_panel=_QUERY),
 ]
-Norm = Annotated[str, typer.Option(help="linf, l2 or l1.", rich_help_panel=_QUERY)]
+Norm = Annotated[
+    str | None, typer.Option(help="linf, l2 or l1 (default: linf).", rich_help_panel=_QUERY, show_default=False)
+]
 Clip = Annotated[
     str | None,
     typer.Option(metavar="LOW,HIGH", help="Range that inputs cannot leave, such as 0,1.", rich_help_panel=_QUERY),

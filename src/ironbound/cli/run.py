@@ -29,19 +29,20 @@ class Source:
     arch: str | None
     weights: Path | None
     factory: str | None
-    data: str
+    data: str | None
     data_dir: Path | None
     split: str
     limit: int | None
     range: str | None
+    run: Path | None = None
 
 
 @dataclass(frozen=True)
 class Query:
     """What is asked of them."""
 
-    eps: float
-    norm: str
+    eps: float | None
+    norm: str | None
     clip: str | None
     methods: tuple[str, ...]
     attack: str
@@ -67,7 +68,13 @@ class Output:
 
 
 def run(source: Source, query: Query, output: Output) -> None:
-    """Runs the query and prints the result: a table, or JSON."""
+    """Runs the query and prints the result: a table, or JSON.
+
+    Raises:
+        BadParameter: neither data and radius nor a run folder that knows them are named.
+    """
+    if _run_folder(source) is None and (source.data is None or query.eps is None):
+        raise typer.BadParameter("name the data and the radius (--data, --eps), or the folder of a run.")
     with exit_codes():
         watch = Watch(output.quiet or output.json, output.store)
     with exit_codes(watch.kept):
@@ -83,16 +90,17 @@ def run(source: Source, query: Query, output: Output) -> None:
 
 
 def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Certification:
-    clip = parse_clip(query.clip)
+    parse_clip(query.clip)
     import torch
 
     from ironbound.certification import certify
     from ironbound.data import load
-    from ironbound.models import open_model
 
     if output.threads is not None:
         torch.set_num_threads(output.threads)
-    model = open_model(source.arch, source.weights, source.factory)
+    model, source, query = _opened(source, query)
+    if source.data is None or query.eps is None:
+        raise InputError(f"{source.run or source.weights} does not say which data it is for; give --data.")
     dataset = load(source.data, source.split, source.data_dir)
     start, stop = parse_range(source.range, source.limit, len(dataset))
     model = to_device(model, output.device)
@@ -102,8 +110,8 @@ def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Cert
             dataset.inputs[start:stop],
             None if query.detect else dataset.labels[start:stop],
             eps=query.eps,
-            norm=query.norm,
-            clip=clip,
+            norm=query.norm or "linf",
+            clip=parse_clip(query.clip),
             methods=query.methods,
             attack=_attack(query),
             store=output.store,
@@ -111,6 +119,36 @@ def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Cert
             progress=watch,
         )
     return with_origin(result, source, dataset, start, stop)
+
+
+def _run_folder(source: Source) -> Path | None:
+    return source.run or (source.weights if source.weights is not None and source.weights.is_dir() else None)
+
+
+def _opened(source: Source, query: Query) -> tuple[nn.Module, Source, Query]:
+    """The network; a run folder also fills in what no option says: data, ε, norm and clipping range."""
+    weights, folder = source.weights, _run_folder(source)
+    if folder is None:
+        from ironbound.models import open_model
+
+        return open_model(source.arch, weights, source.factory), source, query
+    if source.run is not None and weights is not None:
+        raise InputError("name a run folder or weights, not both.")
+    from ironbound.training import Artefact
+
+    artefact = Artefact.open(folder)
+    data, region = artefact.recipe.data, artefact.recipe.region
+    if source.arch is not None or source.factory is not None:  # of a run whose recipe names no network
+        from ironbound.models import open_model
+
+        model = open_model(source.arch, artefact.weights, source.factory)
+    else:
+        model = artefact.network()
+    root = source.data_dir or (Path(data.root) if data.root is not None and source.data is None else None)
+    clip = query.clip or (None if region.clip is None else ",".join(map(repr, region.clip)))
+    eps = region.eps if query.eps is None else query.eps
+    source = replace(source, weights=artefact.weights, data=source.data or data.name, data_dir=root)
+    return model, source, replace(query, eps=eps, norm=query.norm or region.norm, clip=clip)
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ironbound.ops.operator import Activation, Lines, Operator
 
@@ -85,23 +86,30 @@ class PiecewiseLinear(Activation):
 
 
 class _RectifiedInterval(torch.autograd.Function):
-    """(c, r) -> middle and radius of [max(c - r, 0), max(c + r, 0)]."""
+    """(c, r) -> middle m and radius of [max(c - r, 0), max(c + r, 0)], in place where it can: memory is what costs."""
 
     @staticmethod
     def forward(ctx, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         upper, lower = (center + radius).clamp_(min=0), (center - radius).clamp_(min=0)
-        ctx.save_for_backward(lower, upper)
+        middle = lower.lerp_(upper, 0.5)
+        half = upper.sub_(middle)
+        ctx.save_for_backward(middle, half)
         ctx.shared = radius.shape
-        middle = torch.lerp(lower, upper, 0.5)
-        return middle, upper - middle
+        return middle, half
 
     @staticmethod
-    def backward(ctx, middle: Tensor, radius: Tensor):  # type: ignore[override]
-        lower, upper = ctx.saved_tensors
-        rise = torch.ops.aten.threshold_backward(middle + radius, upper, 0)
-        fall = torch.ops.aten.threshold_backward(middle - radius, lower, 0)
-        center = torch.lerp(fall, rise, 0.5)
-        return center, (rise - center).sum_to_size(ctx.shared)
+    @once_differentiable
+    def backward(ctx, middle: Tensor, half: Tensor):  # type: ignore[override]
+        at, reach = ctx.saved_tensors
+        rise, fall = middle + half, middle - half
+        _pass_where_positive(rise, at)  # the upper end is positive where the middle is
+        _pass_where_positive(fall, at - reach)
+        center = fall.lerp_(rise, 0.5)
+        return center, rise.sub_(center).sum_to_size(ctx.shared)
+
+
+def _pass_where_positive(gradient: Tensor, value: Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(gradient, value, 0, grad_input=gradient)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,5 @@
+"""`python -m ironbound`, for `torchrun -m ironbound train …`."""
+
+from ironbound.cli.app import main
+
+main()

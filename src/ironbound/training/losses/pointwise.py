@@ -1,0 +1,73 @@
+"""Losses at points: the examples themselves, or what an attack makes of them. They prove nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ironbound.regions import Region
+from ironbound.training.losses.adversary import attacked
+from ironbound.training.losses.loss import Loss, clean_logits, misclassified, weighted
+
+
+def standard(model: nn.Module, region: Region, labels: Tensor, weights: Tensor | None = None) -> Loss:
+    """Cross-entropy at the centers; wrong: misclassified.
+
+    Args:
+        model: the network, in any mode.
+        region: only its centers [batch, *shape] count.
+        labels: int64 [batch].
+        weights: of the examples, [batch], or None for 1.
+
+    Returns:
+        The loss.
+    """
+    return at_points(model, region.center, labels, weights)
+
+
+def pgd(
+    model: nn.Module,
+    region: Region,
+    labels: Tensor,
+    steps: int = 10,
+    generator: torch.Generator | None = None,
+    step_size: float | None = None,
+    weights: Tensor | None = None,
+) -> Loss:
+    """Adversarial training: cross-entropy at points that gradient ascent finds; wrong: misclassified there.
+
+    The attack sees the network in evaluation mode, the loss sees it in the mode it came in. With one step and no
+    generator the points are FGSM's.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018), equation (2.1).
+
+    Args:
+        model: the network, in any mode.
+        region: what the attacker may do to each example.
+        labels: int64 [batch].
+        steps: number of steps of the attack.
+        generator: draws the starts; None: the attack starts at the centers.
+        step_size: as a fraction of the radius; None: 2.5 / steps.
+        weights: of the examples, [batch], or None for 1.
+
+    Returns:
+        The loss.
+    """
+    return at_points(model, attacked(model, region, labels, steps, generator, step_size), labels, weights)
+
+
+def at_points(model: nn.Module, points: Tensor, labels: Tensor, weights: Tensor | None) -> Loss:
+    """Cross-entropy at given points.
+
+    Args:
+        model: the network, in any mode.
+        points: [batch, *shape].
+        labels: int64 [batch].
+        weights: of the examples, [batch], or None for 1.
+
+    Returns:
+        The loss; wrong: misclassified.
+    """
+    logits = clean_logits(model, points, labels)
+    return weighted(cross_entropy(logits, labels, reduction="none"), misclassified(logits, labels), weights)
