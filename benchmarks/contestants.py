@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import ironbound as ib
 
+PROJECTIONS = 50  # random vectors, the number of the papers
+
 
 class Contestant(Protocol):
     """One side of the comparison, bound to a network and an ε."""
@@ -38,13 +40,15 @@ class Ironbound:
     """This project."""
 
     name = "ironbound"
-    methods = frozenset({"dual", "interval", "crown-ibp"})
+    methods = frozenset({"dual", "dual projected", "interval", "crown-ibp"})
 
     def __init__(self, network: nn.Module, eps: float) -> None:
         self.network, self.eps = network, eps
 
     def margins(self, method: str, x: Tensor, labels: Tensor) -> Tensor:
         """See `Contestant`."""
+        if method == "dual projected":
+            return ib.estimate_margins(self.network, ib.LinfBall(x, self.eps), labels, PROJECTIONS).values
         return ib.margins(self.network, ib.LinfBall(x, self.eps), labels, method=method)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -53,10 +57,10 @@ class Ironbound:
 
 
 class ConvexAdversarial:
-    """The dual network of Wong and Kolter by its authors: exact, without random projections."""
+    """The dual network of Wong and Kolter by its authors: exact, and with Cauchy projections and medians."""
 
     name = "convex_adversarial"
-    methods = frozenset({"dual"})
+    methods = frozenset({"dual", "dual projected"})
 
     def __init__(self, network: nn.Module, eps: float) -> None:
         self.network, self.eps = network, eps
@@ -64,7 +68,8 @@ class ConvexAdversarial:
 
     def margins(self, method: str, x: Tensor, labels: Tensor) -> Tensor:
         """See `Contestant`."""
-        return -self.package.RobustBounds(self.network, self.eps)(x, labels)
+        options = {"proj": PROJECTIONS, "norm_type": "l1_median"} if method == "dual projected" else {}
+        return -self.package.RobustBounds(self.network, self.eps, **options)(x, labels)
 
     def parameters(self) -> list[nn.Parameter]:
         """See `Contestant`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +113,13 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name} must be floating point, not {tensor.dtype}; convert it with .float()")
     if tensor.dim() < 2:
         raise InputError(f"{name} must have a batch axis and at least one more, got shape {tuple(tensor.shape)}")
-    if not torch.isfinite(tensor).all():
+    if not _is_finite(tensor):
         raise InputError(f"{name} holds NaN or infinity; remove those examples first")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, in one pass: both ends of the range show it."""
+    return not tensor.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def _radius(eps: Radius, center: Tensor) -> Tensor:
@@ -130,14 +136,16 @@ def _radius(eps: Radius, center: Tensor) -> Tensor:
             f"eps must be a number, one per example [{len(center)}] or one per element {tuple(center.shape)}, "
             f"got {tuple(radius.shape)}"
         )
-    if not torch.isfinite(radius).all():
+    if not radius.numel():
+        return radius
+    least, most = (float(end) for end in torch.aminmax(radius.detach()))
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise InputError("eps is NaN or infinite; give a finite number in the units of the data")
-    if (radius < 0).any():
+    if least < 0:
         raise InputError("eps is negative; give a number >= 0 in the units of the data")
-    if radius.numel() and radius.max() > 1e6:
+    if most > 1e6:
         raise InputError(
-            f"eps = {radius.max().item():g} is huge; it is in the units of the data (pixels in [0, 1]), "
-            "not in grey levels"
+            f"eps = {most:g} is huge; it is in the units of the data (pixels in [0, 1]), not in grey levels"
         )
     return radius
 

@@ -130,6 +130,17 @@ def test_each_shortcut_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(taken.values()), taken
 
 
+def test_maps_that_the_budget_cannot_hold_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, made = spread.shared_maps, []
+    monkeypatch.setattr(spread, "shared_maps", lambda *arguments: made.append(1) or share(*arguments))
+    model, region = _network("convolutions"), _region("linf")
+    with torch.no_grad():
+        whole, few = bounds(model, region), len(made)
+        small = bounds(model, region, memory=100)
+    assert 0 < few == len(made)
+    torch.testing.assert_close(small.lower, whole.lower, rtol=0, atol=1e-11)
+
+
 def test_rows_closed_on_the_way_are_closed_by_the_exact_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, compared = spread.exact_rows, 0
 

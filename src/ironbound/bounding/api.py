@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -212,7 +213,7 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite, in one pass: both ends of the range show it."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
+    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def piece_length(graph: Graph, region: Region, memory: int | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ironbound.graph import Graph
@@ -18,9 +20,9 @@ def ball_radius(part: Set, center: Tensor) -> Tensor:
 
 
 class Interval:
-    """An interval per element: its ends, or its middle and radius, whichever is known; the other form on demand."""
+    """An interval per element: its ends (or what makes them), or its middle and radius; the other form on demand."""
 
-    def __init__(self, ends: Range | None = None, middle: Range | None = None) -> None:
+    def __init__(self, ends: Range | Callable[[], Range] | None = None, middle: Range | None = None) -> None:
         self._ends, self._middle = ends, middle
 
     def ends(self) -> Range:
@@ -29,13 +31,14 @@ class Interval:
             assert self._middle is not None
             center, radius = self._middle
             self._ends = (center - radius, center + radius)
+        elif callable(self._ends):
+            self._ends = self._ends()
         return self._ends
 
     def middle(self) -> Range:
         """(center, radius), each [batch, *shape]."""
         if self._middle is None:
-            assert self._ends is not None
-            lower, upper = self._ends
+            lower, upper = self.ends()
             self._middle = ((lower + upper) / 2, (upper - lower) / 2)
         return self._middle
 
@@ -52,7 +55,7 @@ def interval_bounds(graph: Graph, region: Region) -> list[Interval]:
     Returns:
         For each node an interval per element.
     """
-    results = [Interval(region.box())]
+    results = [Interval(region.box)]
     sets = region.sets()
     balls: dict[int, Range] = {}
     if len(sets) == 1 and sets[0].offset is None:

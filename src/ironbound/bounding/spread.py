@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ironbound.bounding.backward import Range, Rows, descend, reach, unit_rows
 from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.memory import chunk_length, in_chunks
+from ironbound.bounding.memory import DEFAULT_BUDGET, chunk_length, in_chunks
 from ironbound.bounding.shared_maps import combined_spread, narrow_layer, shared_maps
 from ironbound.bounding.state import ParallelState
 from ironbound.graph import Graph
@@ -120,7 +120,7 @@ def exact_rows(
         return center.new_zeros(0), center.new_zeros(0)
     size = state.graph.nodes[target].size
     length = chunk_length(row_bytes(state.graph, target, center.element_size()), budget, center.device)
-    _share(state, target, len(index), length)
+    _share(state, target, len(index), length, budget)
 
     def work(piece: slice) -> Range:
         part = index[piece]
@@ -134,16 +134,25 @@ def _shifted(closes: Closes, first: int) -> Closes:
     return lambda which, bound: closes(which + first, bound)
 
 
-def _share(state: ParallelState, target: int, count: int, length: int) -> None:
+def _share(state: ParallelState, target: int, count: int, length: int, budget: int | None) -> None:
     """Computes the maps of the narrow layer below a node, where that is less work than `count` functionals of it."""
     relaxed = narrow_layer(state.graph, state.bands, target)
-    key = (relaxed, torch.is_grad_enabled())  # maps made without gradients would silently cut them off
-    if relaxed is None or key in state.shared:
+    with_gradients = torch.is_grad_enabled()  # maps made without gradients would silently cut them off
+    if relaxed is None or (relaxed, with_gradients) in state.shared:
         return
     live = state.bands[relaxed].slope != 0
-    if count > int(live.sum()):
-        layer = state.graph.nodes[relaxed].inputs[0]
-        state.shared[relaxed, key[1]] = shared_maps(state.graph, state.bands, layer, live, length)
+    layer = state.graph.nodes[relaxed].inputs[0]
+    if count > int(live.sum()) and _map_bytes(state, layer, live) <= (DEFAULT_BUDGET if budget is None else budget) / 4:
+        state.shared[relaxed, with_gradients] = shared_maps(state.graph, state.bands, layer, live, length)
+
+
+def _map_bytes(state: ParallelState, layer: int, live: Tensor) -> int:
+    """Bytes of the maps of all live neurons, bool [batch, neurons]: an entry per open neuron below and per input."""
+    entries = torch.full((len(live),), state.graph.nodes[0].size, device=live.device)
+    for index, band in state.bands.items():
+        if index < layer:
+            entries = entries + (band.gap != 0).flatten(1).sum(1)
+    return int((entries * live.sum(1)).sum()) * state.reached[0].center.element_size()
 
 
 def output_spread(state: ParallelState, rows: DenseRows, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +169,7 @@ def output_spread(state: ParallelState, rows: DenseRows, budget: int | None) -> 
     last = len(state.graph.nodes) - 1
     center = state.reached[last].center
     length = chunk_length(row_bytes(state.graph, last, center.element_size()), budget, center.device, rows.group)
-    _share(state, last, len(rows), length)
+    _share(state, last, len(rows), length, budget)
 
     def work(piece: slice) -> Range:
         return spread(state, last, rows.part(piece))
