@@ -59,7 +59,7 @@ def measure(model: nn.Module, region: Region, labels: Tensor, draws: int, seed: 
     start = time.perf_counter()
     exact = ib.margins(model, region, labels)
     seconds = time.perf_counter() - start
-    center = ib.margins(model, type(region)(region.center, 0.0), labels)
+    center = ib.margins(model, ib.LinfBall(region.center, 0.0), labels)
     found = {"mean_margin": round(exact[rivals].mean().item(), 4), "seconds": round(seconds, 4),
              "mean_fall": round((center - exact)[rivals].mean().item(), 4),
              "proved": int((exact[rivals].reshape(len(labels), -1) > 0).all(1).sum())}  # fmt: skip

@@ -25,11 +25,13 @@ _PLACES = {
     "certify": "certification",
     "estimate_margins": "bounding.projection",
     "fgsm": "attacks",
+    "load": "capture.onnx",
     "margins": "bounding",
     "optimal_perturbation": "bounding.perturbation",
     "pgd": "attacks",
+    "save_onnx": "capture.onnx",
 }
-_MODULES = ("attacks", "data", "errors", "models", "training")
+_MODULES = ("attacks", "data", "errors", "models", "spec", "training")
 
 __all__ = [  # written out for type checkers; a test compares it with the tables above
     "AttackOptions",
@@ -50,19 +52,23 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "errors",
     "estimate_margins",
     "fgsm",
+    "load",
     "margins",
     "models",
     "optimal_perturbation",
     "pgd",
+    "save_onnx",
+    "spec",
     "training",
 ]
 
 if TYPE_CHECKING:
-    from ironbound import attacks, data, errors, models, training
+    from ironbound import attacks, data, errors, models, spec, training
     from ironbound.attacks import fgsm, pgd
     from ironbound.bounding import Bounds, bounds, margins
     from ironbound.bounding.perturbation import OptimalPerturbation, optimal_perturbation
     from ironbound.bounding.projection import Estimate, estimate_margins
+    from ironbound.capture.onnx import load, save_onnx
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification, certify
     from ironbound.graph import Graph

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ironbound.capture.onnx import save_onnx
 from ironbound.errors import InputError, WeightsError
 from ironbound.models import build, open_model
 
@@ -132,9 +133,16 @@ def test_bad_programs_are_refused(tmp_path: Path, content: bytes | None) -> None
         open_model(weights=tmp_path / "net.pt2")
 
 
-def test_onnx_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"export a \.pt2"):
-        open_model(weights=tmp_path / "net.onnx")
+@pytest.mark.parametrize("name", ["net.onnx", "net.onnx.gz"])
+def test_an_onnx_file_is_a_whole_network(tmp_path: Path, name: str) -> None:
+    model, x = build("digits"), torch.rand(3, 1, 8, 8)
+    save_onnx(model, tmp_path / name, x)
+    opened = open_model(weights=tmp_path / name)
+    torch.testing.assert_close(opened(x), model(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="whole network"):
+        open_model("digits", tmp_path / name)
+    with pytest.raises(WeightsError, match="missing"):
+        open_model(weights=tmp_path / "missing.onnx")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,14 @@ class DenseRows:
 
     def dot(self, value: Tensor) -> Tensor:
         """Applies each row to its example's `value` [batch or 1, *shape]; returns [rows]."""
-        return self._total(self._grouped() * self._at(value))
+        return self._inner(self._grouped(), value)
+
+    def _inner(self, grouped: Tensor, value: Tensor) -> Tensor:
+        """Inner products of the (grouped) coefficients with a value per example, [rows]."""
+        whole = value.shape[1:] == grouped.shape[2:]  # a radius may be one number per example
+        if grouped.dim() == 3 and self.layout is not None and len(value) > 1 and whole:  # vectors: a product each
+            return torch.bmm(grouped, self._at(value).transpose(1, 2)).flatten()
+        return self._total(grouped * self._at(value))
 
     def pull_affine(self, operator: Affine, shapes: tuple[tuple[int, ...], ...]) -> tuple[DenseRows, ...]:
         """Functionals of the operator's inputs."""
@@ -168,13 +175,11 @@ class DenseRows:
 
     def widening(self, gap: Tensor) -> Tensor:
         """Sum |c| gap, [rows], for a value per example, [batch or 1, *shape]."""
-        return self._total(self._grouped().abs() * self._at(gap))
+        return self._inner(self._grouped().abs(), gap)
 
     def norm(self, region_set: Set) -> Tensor:
         """The support function of a centered set, [rows]."""
+        if region_set.dual == 1:
+            return self._inner(self._grouped().abs(), region_set.radius)
         scaled = self._grouped() * self._at(region_set.radius)
-        return (
-            self._total(scaled.abs())
-            if region_set.dual == 1
-            else row_norm(self._with(scaled).coefficients.flatten(1), region_set.dual)
-        )
+        return row_norm(self._with(scaled).coefficients.flatten(1), region_set.dual)

@@ -224,9 +224,9 @@ def pad(call: Call) -> Result:
     value = call.plain("value") if call.has("value") else None
     if value is not None and not math.isfinite(value):
         call.refuse("its padding value must be finite")
+    mode = call.plain("mode") if call.has("mode") else ""
     if not any(widths):
         return x
-    mode = call.plain("mode") if call.has("mode") else ""
     return fixed(call, "self", f"pad{tuple(widths)} {mode}".strip())
 
 

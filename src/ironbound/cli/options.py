@@ -22,7 +22,7 @@ Arch = Annotated[
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights (.pt, .pth; read without executing code), a .pt2 program, or a run folder.",
+        help="Weights (.pt, .pth; read without executing code), a .pt2 program, an .onnx file, or a run folder.",
         rich_help_panel=_NETWORK,
     ),
 ]

@@ -29,7 +29,8 @@ def open_model(
     Args:
         arch: name of an architecture, see `build`; without weights it is untrained.
         weights: `.pt` or `.pth` state dict for `arch` or `factory`, read without executing code; or, alone, a `.pt2`
-            program of `torch.export`. Like a factory, a program is code: open only programs that you trust.
+            program of `torch.export` or an `.onnx` file (also `.onnx.gz`). Like a factory, a program is code: open only
+            programs that you trust; an ONNX file is not.
         factory: `path/module.py:function`; the file is executed, the function is called without arguments and returns
             a network.
         **options: of `arch`, see `build`.
@@ -41,17 +42,20 @@ def open_model(
         InputError: no network, or two, are named; or the factory fails.
         WeightsError: the weights cannot be read, do not fit, or hold NaN.
     """
-    suffix = Path(weights).suffix.lower() if weights is not None else ""
-    if suffix == ".onnx":
-        raise WeightsError(f"{weights}: ONNX files are not supported; load the network in PyTorch and export a .pt2.")
+    suffix = _suffix(weights)
+    whole = suffix in (".pt2", ".onnx")
     if arch is not None and factory is not None:
         raise InputError("name an architecture or a factory, not both.")
-    if suffix == ".pt2" and (arch is not None or factory is not None):
-        raise InputError(f"{weights} is a whole program; name it without an architecture or a factory.")
+    if whole and (arch is not None or factory is not None):
+        raise InputError(f"{weights} is a whole network; name it without an architecture or a factory.")
     if options and arch is None:
         raise InputError(f"the options {', '.join(options)} belong to an architecture; name one.")
     if weights is not None and suffix == ".pt2":
         model = _exported(Path(weights))
+    elif weights is not None and suffix == ".onnx":
+        from ironbound.capture.onnx import load  # onnx is slow to import
+
+        model = load(weights)
     elif arch is not None:
         model = build(arch, **options)
     elif factory is not None:
@@ -59,11 +63,19 @@ def open_model(
     elif weights is not None:
         raise InputError(f"{weights} holds only weights; name the architecture or the factory that they belong to.")
     else:
-        raise InputError("no network is named: give an architecture, a factory (module.py:function) or a .pt2 program.")
-    if weights is not None and suffix != ".pt2":
+        raise InputError(
+            "no network is named: give an architecture, a factory (module.py:function), an .onnx or a .pt2 file."
+        )
+    if weights is not None and not whole:
         load_weights(model, weights)
     require_finite(dict(model.state_dict()), weights or factory or arch)
     return model
+
+
+def _suffix(weights: str | os.PathLike[str] | None) -> str:
+    """The kind of a file by its name, a .gz at its end aside."""
+    path = Path(weights) if weights is not None else Path()
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _exported(path: Path) -> nn.Module:
