@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AlphaMargins": "bounding.alpha_slopes",
+    "Ascent": "bounding.alpha_dual",
     "AttackOptions": "cascade",
     "Bounds": "bounding",
     "Box": "regions",
@@ -21,6 +23,9 @@ _PLACES = {
     "L2Ball": "regions",
     "LinfBall": "regions",
     "OptimalPerturbation": "bounding.perturbation",
+    "Radius": "certified_radius",
+    "Slopes": "bounding.alpha_slopes",
+    "alpha_margins": "bounding.alpha_slopes",
     "bounds": "bounding",
     "certify": "certification",
     "estimate_margins": "bounding.projection",
@@ -29,11 +34,14 @@ _PLACES = {
     "margins": "bounding",
     "optimal_perturbation": "bounding.perturbation",
     "pgd": "attacks",
+    "radius": "certified_radius",
     "save_onnx": "capture.onnx",
 }
 _MODULES = ("attacks", "data", "errors", "models", "spec", "training")
 
 __all__ = [  # written out for type checkers; a test compares it with the tables above
+    "AlphaMargins",
+    "Ascent",
     "AttackOptions",
     "Bounds",
     "Box",
@@ -44,7 +52,10 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "L2Ball",
     "LinfBall",
     "OptimalPerturbation",
+    "Radius",
+    "Slopes",
     "__version__",
+    "alpha_margins",
     "attacks",
     "bounds",
     "certify",
@@ -57,6 +68,7 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "models",
     "optimal_perturbation",
     "pgd",
+    "radius",
     "save_onnx",
     "spec",
     "training",
@@ -66,11 +78,14 @@ if TYPE_CHECKING:
     from ironbound import attacks, data, errors, models, spec, training
     from ironbound.attacks import fgsm, pgd
     from ironbound.bounding import Bounds, bounds, margins
+    from ironbound.bounding.alpha_dual import Ascent
+    from ironbound.bounding.alpha_slopes import AlphaMargins, Slopes, alpha_margins
     from ironbound.bounding.perturbation import OptimalPerturbation, optimal_perturbation
     from ironbound.bounding.projection import Estimate, estimate_margins
     from ironbound.capture.onnx import load, save_onnx
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification, certify
+    from ironbound.certified_radius import Radius, radius
     from ironbound.graph import Graph
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
 

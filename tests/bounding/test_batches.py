@@ -21,6 +21,8 @@ from ironbound.regions import LinfBall, ball
 
 SHORT = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
 
+FEW = tuple("alpha:2" if method == "alpha" else method for method in METHODS)  # iterations change nothing here
+
 
 def _same(one: Tensor, two: Tensor) -> None:
     torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10, equal_nan=True)
@@ -50,7 +52,7 @@ def test_a_batch_is_its_examples(case: Case) -> None:
     if case.piecewise:
         regions.append(ball("l1", x, 0.4, (-9.0, 9.0)))
     with torch.no_grad():
-        for region, method in product(regions, METHODS):
+        for region, method in product(regions, FEW):
             whole, some = margins(graph, region, labels, method), margins(graph, region, labels, method, targets)
             alone = [margins(graph, region[i : i + 1], labels[i : i + 1], method) for i in range(4)]
             _same(torch.cat(alone), whole)
@@ -87,7 +89,7 @@ def test_threads_change_no_number(case: Case, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(api, "_CHUNK", 1)  # one example a chunk
     threads = torch.get_num_threads()
     try:
-        for method in METHODS:
+        for method in FEW:
             with torch.no_grad():
                 torch.set_num_threads(1)
                 one = margins(model, region, labels, method)

@@ -37,6 +37,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
         (2, 7, 5),
     ),
 }  # fmt: skip
+WRITTEN_UP = tuple(method for method in METHODS if not method.startswith("alpha"))  # those have other formulas
 KINDS = ("linf", "linf clipped", "linf per example", "linf per element", "l2", "l2 clipped", "l2 per element")
 KINDS += ("l1", "l1 clipped", "l1 per example", "box")
 
@@ -82,7 +83,7 @@ def test_method_equals_its_writeup(name: str, kind: str) -> None:
     classes = len(layers[-1][1])
     labels = torch.tensor([0, classes - 1])
     was_open = 0
-    for method in METHODS:
+    for method in WRITTEN_UP:
         with torch.no_grad():
             found = bounds(graph, region, method)
             margin = margins(graph, region, labels, method)

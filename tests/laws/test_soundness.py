@@ -19,6 +19,9 @@ SAMPLES = 5000  # of each kind, example and network
 BATCH = 2
 REGIONS = 6  # kinds of region, each on every network
 TOLERANCE = 1e-4
+# every iterate of an optimised method is a bound: few of them, on few of the networks, serve the law
+LAW_METHODS = tuple("alpha:2" if method == "alpha" else method for method in METHODS)
+QUICK_METHODS = tuple(method for method in METHODS if not method.startswith("alpha"))
 
 
 def _reseed(model: nn.Module, gain: float) -> None:
@@ -93,22 +96,23 @@ def test_no_point_violates_a_bound(case: Case) -> None:
     generator = torch.Generator().manual_seed(0)
     model = case.model()
     graph = capture(model, case.inputs(BATCH))
-    for _ in range(NETWORKS):
+    for number in range(NETWORKS):
+        methods = QUICK_METHODS if number % 5 else LAW_METHODS
         _reseed(model, 2.0)
         x = 2 * torch.rand(BATCH, *case.shape) - 1
         for kind in range(REGIONS):
-            _check(graph, _region(kind, x), torch.randint(case.classes, (BATCH,)), generator)
+            _check(graph, _region(kind, x), torch.randint(case.classes, (BATCH,)), generator, methods)
 
 
-def _check(graph: Graph, region: Region, labels: Tensor, generator: torch.Generator) -> None:
-    """Compares every method's bounds over a region with the values at many of its points."""
+def _check(graph: Graph, region: Region, labels: Tensor, generator: torch.Generator, methods: tuple[str, ...]) -> None:
+    """Compares the methods' bounds over a region with the values at many of its points."""
     place = {node.name: node.inputs[0] for node in graph.nodes[1:]}
     points = _points(graph, region, labels, generator)
     assert bool(_repeated(region, points.shape[1]).contains(points.flatten(0, 1)).all())
     values = _values(graph, points)
     logits = values[-1]
     differences = logits.gather(2, labels.reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)) - logits
-    for method in METHODS:
+    for method in methods:
         with torch.no_grad():
             found = bounds(graph, region, method)
             margin = margins(graph, region, labels, method)
@@ -118,7 +122,7 @@ def _check(graph: Graph, region: Region, labels: Tensor, generator: torch.Genera
         worst = differences.amin(1)
         slack = TOLERANCE * (1 + logits.abs().amax())
         assert bool((margin <= worst + slack).all()), f"{method}: margin above by {(margin - worst).max().item():g}"
-        if len(region.sets()) > 1 or method in ("crown", "crown-ibp"):
+        if len(region.sets()) > 1 or method not in ("interval", "dual", "dual+interval"):
             continue  # two outputs apart may take another set of an intersection each, or other lines further down
         # one functional is never bounded worse than the two outputs apart
         apart = found.lower.gather(1, labels.unsqueeze(1)) - found.upper
@@ -132,7 +136,7 @@ def test_a_region_of_one_point_gives_the_networks_values(case: Case) -> None:
     with torch.no_grad():
         value = model(x)
         for region in (LinfBall(x, 0.0), L2Ball(x, 0.0), L1Ball(x, 0.0, (-9.0, 9.0)), Box(x, x)):
-            for method in METHODS:
+            for method in LAW_METHODS:
                 found = bounds(model, region, method)
                 torch.testing.assert_close(found.lower, value, rtol=1e-9, atol=1e-9)
                 torch.testing.assert_close(found.upper, value, rtol=1e-9, atol=1e-9)

@@ -44,7 +44,8 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
     Args:
         model: a feed-forward network in evaluation mode, or its graph.
         region: the inputs, e.g. `LinfBall(x, 0.1)` with x of shape [batch, *input shape].
-        method: one of `METHODS`: "interval", "dual", "dual+interval", "crown", "crown-ibp".
+        method: one of `METHODS`: "interval", "dual", "dual+interval", "crown", "crown-ibp", "alpha" ("alpha:100": with
+            100 iterations, not 20), "alpha-sign".
         memory: bytes that the rows of one step may take (default 2 GiB).
 
     Returns:

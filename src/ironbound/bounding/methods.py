@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ironbound.bounding.alpha import Optimised
+from ironbound.bounding.alpha_dual import Ascent
 from ironbound.bounding.backward import Range
 from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
@@ -89,13 +91,50 @@ def crown_ibp(graph: Graph, region: Region, budget: int | None) -> Relaxed:
     return _by_lines(lines_state(graph, region, "adaptive", "interval", budget), budget)
 
 
-METHODS: dict[str, Callable[[Graph, Region, int | None], Relaxed]] = {
-    "interval": interval,
-    "dual": dual,
-    "dual+interval": dual_interval,
-    "crown": crown,
-    "crown-ibp": crown_ibp,
-}
+def alpha(graph: Graph, region: Region, budget: int | None, ascent: Ascent = Ascent()) -> Relaxed:  # noqa: B008
+    """The dual maximised over its slopes, begun at `dual` and `crown` (Wong & Kolter 2017, v1, section 3.2)."""
+    starts = [method(graph, region, budget) for method in (dual, crown)]
+    best = Optimised(graph, region, [(start.answer, start.layers()) for start in starts], ascent, budget)
+    return Relaxed(best.answer, best.layers)
+
+
+def alpha_sign(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+    """As `alpha`, with one step of every slope from 1/2 to 0 or 1 by the sign of its gradient (the same section)."""
+    return alpha(graph, region, budget, Ascent(sign=True))
+
+
+Method = Callable[[Graph, Region, int | None], Relaxed]
+
+
+class _Methods(dict[str, Method]):
+    """The table of methods; "alpha:100" is "alpha" with 100 iterations in place of 20."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or _iterations(name) is not None
+
+    def __missing__(self, name: str) -> Method:
+        iterations = _iterations(name)
+        if iterations is None:
+            raise KeyError(name)
+        return lambda graph, region, budget: alpha(graph, region, budget, Ascent(iterations))
+
+
+def _iterations(name: object) -> int | None:
+    method, _, count = str(name).partition(":")
+    return int(count) if method == "alpha" and count.isascii() and count.isdigit() and int(count) > 0 else None
+
+
+METHODS: dict[str, Method] = _Methods(
+    {
+        "interval": interval,
+        "dual": dual,
+        "dual+interval": dual_interval,
+        "crown": crown,
+        "crown-ibp": crown_ibp,
+        "alpha": alpha,
+        "alpha-sign": alpha_sign,
+    }
+)
 
 
 def example_bytes(graph: Graph, element_size: int) -> int:

@@ -25,7 +25,7 @@ def certify(
     methods: Annotated[
         str,
         typer.Option(
-            help="Proof methods in order, by commas: interval, dual, dual+interval, crown, crown-ibp.",
+            help="Proof methods in order, by commas: interval, dual, dual+interval, crown, crown-ibp, alpha.",
             rich_help_panel="Query",
         ),
     ] = "interval,dual",

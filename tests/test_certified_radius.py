@@ -1,0 +1,168 @@
+"""Certified radii: closed forms, bisection, attacks beside them, and independence of the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ironbound.certified_radius as module
+from cases import CASES
+from ironbound.bounding import margins
+from ironbound.cascade import AttackOptions
+from ironbound.certified_radius import radius
+from ironbound.errors import InputError, LabelError, SoundnessError
+from ironbound.regions import ball
+
+DUALS = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+PRIMALS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+
+
+def _network(name: str = "convolutional", dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:
+    case = next(case for case in CASES if case.name == name)
+    return case.model(dtype=dtype), case.inputs(12, dtype=dtype)
+
+
+def _bisected(model: nn.Module, x: Tensor, labels: Tensor, norm: str, method: str) -> Tensor:
+    """The border of the certificate in float64, by halving alone."""
+    low, high = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), 4.0, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(30):
+            eps = (low + high) / 2
+            found = margins(model, ball(norm, x, eps), labels, method).scatter(1, labels.unsqueeze(1), torch.inf)
+            proved = found.amin(1) > 0
+            low, high = torch.where(proved, eps, low), torch.where(proved, high, eps)
+    return low
+
+
+@pytest.mark.parametrize("norm", DUALS)
+def test_linear_models_have_a_closed_form(norm: str) -> None:
+    model = nn.Linear(6, 4).double().eval()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    labels = torch.arange(9) % 4
+    with torch.no_grad():
+        logits = model(x)
+        own = model.weight[labels].unsqueeze(1) - model.weight
+        size = torch.linalg.vector_norm(own, DUALS[norm], dim=2)
+        ratio = (logits.gather(1, labels.unsqueeze(1)) - logits) / size
+        expected = ratio.scatter(1, labels.unsqueeze(1), torch.inf).amin(1).clamp(min=0)
+    for method in ("dual", "interval"):
+        found = radius(model, x, norm, method, labels, attack=AttackOptions(steps=20, targeted=True))
+        torch.testing.assert_close(found.certified, expected, rtol=1e-4, atol=1e-12)
+        assert bool((found.certified <= expected * (1 + 1e-9)).all())
+        # towards each class, the ball's own ascent has the exact direction (for l1 nearly)
+        assert bool((found.attacked >= expected * (1 - 1e-9)).all())
+        assert bool((found.attacked <= expected * (1.3 if norm == "l1" else 1.02) + 1e-9).all())
+    assert 0 < int((expected == 0).sum()) < 9
+
+
+@pytest.mark.parametrize("norm", DUALS)
+@pytest.mark.parametrize("method", ["dual", "crown"])
+def test_the_border_is_that_of_bisection(norm: str, method: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        model, x = _network(dtype=dtype)
+        found = radius(model, x, norm, method)
+        expected = _bisected(model.double(), x.double(), found.labels, norm, method)
+        torch.testing.assert_close(found.certified, expected, rtol=1e-4, atol=0)
+        assert found.arithmetic == "float64"
+        assert bool((found.certified > 0).all())
+        assert int(found.evaluations.max()) <= 22 and found.evaluations.double().mean() <= 11
+
+
+@pytest.mark.parametrize("norm", DUALS)
+def test_certificate_holds_at_the_radius_and_the_attack_beyond_it(norm: str) -> None:
+    model, x = _network("mlp")
+    labels = model(x).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    found = radius(model, x, norm, "dual", labels, clip=(-5.0, 5.0))
+    assert found.certified[0] == found.attacked[0] == 0
+    assert torch.equal(found.adversarial[0], x[0])
+    assert bool((found.certified <= found.attacked).all())
+    wide = ball(norm, x.double(), found.certified, (-5.0, 5.0))
+    with torch.no_grad():
+        proved = margins(model.double(), wide, labels).scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+        assert bool((proved[1:] > 0).all())
+        changed = torch.isfinite(found.attacked)
+        changed[0] = False
+        assert int(changed.sum()) >= 8
+        points = found.adversarial[changed]
+        assert bool((model.float()(points).argmax(1) != labels[changed]).all())
+        far = torch.linalg.vector_norm((points.double() - x[changed].double()), PRIMALS[norm], dim=1)
+        torch.testing.assert_close(far, found.attacked[changed], rtol=1e-9, atol=0)
+        assert bool((points.abs() <= 5).all())
+
+
+def test_the_batch_does_not_matter() -> None:
+    model, x = _network(dtype=torch.float64)
+    whole = radius(model, x, attack=None)
+    order = torch.randperm(12)
+    torch.testing.assert_close(
+        radius(model, x[order], attack=None).certified, whole.certified[order], rtol=1e-5, atol=0
+    )
+    alone = torch.cat([radius(model, x[i : i + 1], attack=None).certified for i in range(4)])
+    torch.testing.assert_close(alone, whole.certified[:4], rtol=1e-5, atol=0)
+    assert bool(torch.isinf(whole.attacked).all())
+
+
+def test_a_tighter_method_certifies_more() -> None:
+    model, x = _network()
+    dual, alpha = (radius(model, x, method=method, attack=None).certified for method in ("dual", "alpha:5"))
+    assert bool((alpha >= dual * (1 - 2e-4)).all())
+    assert bool((alpha > dual * 1.001).any())
+
+
+def test_nan_is_never_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _network()
+    honest = module.margins
+
+    def broken(*arguments, **options) -> Tensor:
+        found = honest(*arguments, **options).clone()
+        found[:, 1] = torch.nan
+        return found
+
+    monkeypatch.setattr(module, "margins", broken)
+    labels = torch.zeros(12, dtype=torch.int64)
+    assert bool((radius(model, x, labels=labels, attack=None).certified == 0).all())
+
+
+def test_a_bound_that_the_float64_check_refutes_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _network()
+    right = radius(model, x, attack=None)
+    honest = module.margins
+
+    def optimistic(graph, region, *arguments, **options) -> Tensor:
+        found = honest(graph, region, *arguments, **options)
+        return found if region.dtype == torch.float64 else found + 0.01
+
+    monkeypatch.setattr(module, "margins", optimistic)
+    found = radius(model, x, attack=None)
+    assert bool((found.certified <= right.certified * (1 + 1e-4)).all())
+    assert bool((found.certified >= right.certified * 0.9).any())
+
+
+def test_a_contradiction_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _network()
+    honest = module.margins
+    monkeypatch.setattr(module, "margins", lambda *a, **o: honest(*a, **o) + 50.0)
+    with pytest.raises(SoundnessError):
+        radius(model, x, attack=AttackOptions(steps=10))
+
+
+def test_constant_answers_and_wrong_arguments() -> None:
+    model = nn.Linear(3, 2).eval()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 0.0]))
+    x = torch.rand(2, 3)
+    found = radius(model, x, attack=None)
+    assert bool((found.certified == module.LARGEST).all())
+    with pytest.raises(LabelError):
+        radius(model, x, labels=torch.tensor([0, 5]))
+    with pytest.raises(LabelError):
+        radius(model, x, labels=torch.tensor([0.0, 1.0]))
+    with pytest.raises(InputError):
+        radius(model, x, method="nothing")
+    with pytest.raises(InputError):
+        radius(model, x, norm="l3")
+    with pytest.raises(InputError):
+        radius(model, x, tolerance=0.0)
