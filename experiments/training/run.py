@@ -168,7 +168,7 @@ def _trained(row: rows.Row, seed: int, recipe: Recipe, folder: Path, chosen: arg
         "recipe_sha256": facts["recipe_sha256"],
         "versions": facts["versions"],
         "training_data": {**facts["data"], "notes": list(data.notes)},
-        "minutes": {"training": round(facts["seconds"] / 60, 2)},
+        "minutes": {"training": round(facts["seconds"] / 60, 4)},
         "workers": recipe.run.workers,
         "threads": threads(),
         "epochs": _epochs(folder),
@@ -192,8 +192,8 @@ def _certified(row: rows.Row, seed: int, recipe: Recipe, folder: Path, chosen: a
     found = errors(model, data, recipe.region, folder)
     seconds = found.pop("seconds")
     spent = {
-        "training": round(artefact.facts["seconds"] / 60, 2),
-        "certification": round(sum(seconds.values()) / 60, 2),
+        "training": round(artefact.facts["seconds"] / 60, 4),
+        "certification": round(sum(seconds.values()) / 60, 4),
     }
     return {
         **found,
