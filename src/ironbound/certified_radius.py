@@ -164,7 +164,8 @@ class _Search:
         region = ball(self.region.norm, x, eps.to(x.dtype), self.region.clip)
         found = margins(graph or self.graph, region, self.labels[index], self.method, memory=self.memory).double()
         self.evaluations[index] += 1
-        return found.scatter(1, self.labels[index].unsqueeze(1), torch.inf).amin(1)
+        worst = found.scatter(1, self.labels[index].unsqueeze(1), torch.inf).amin(1)
+        return torch.where(torch.isfinite(found).all(1), worst, -torch.inf)  # NaN and overflow prove nothing
 
     def guard(self) -> Tensor:
         """What a margin must exceed, [n]: rounding, as for `certify`; the float32 search is checked in float64."""

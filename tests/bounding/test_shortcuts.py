@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ironbound.attacks import pgd
 from ironbound.bounding import bounds, margins, parallel, spread
 from ironbound.bounding.backward import Band
 from ironbound.bounding.pruning import without_dead_channels
@@ -85,6 +86,24 @@ def test_the_shortcuts_change_no_number(name: str, norm: str) -> None:
             expected, plain = bounds(graph, region), margins(graph, region, LABELS)
     for one, other in ((found.lower, expected.lower), (found.upper, expected.upper), (lower, plain)):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", list(_networks()))
+def test_no_attack_beats_the_bounds(name: str, norm: str) -> None:
+    # all shortcuts on: nothing that is sampled or attacked leaves the bounds
+    region = _region(norm)
+    graph = capture(_network(name), region.center)
+    many = region[torch.arange(3).repeat_interleave(400)]
+    labels = LABELS.repeat_interleave(400)
+    attack = pgd(graph, many, labels, steps=20, targeted=True, seed=1)
+    points = torch.cat([many.sample(torch.Generator().manual_seed(0)), attack.points])
+    with torch.no_grad():
+        found, lower, values = bounds(graph, region), margins(graph, region, LABELS), graph(points)
+    example = torch.arange(3).repeat_interleave(400).repeat(2)
+    assert bool((values >= found.lower[example] - 1e-9).all() and (values <= found.upper[example] + 1e-9).all())
+    differences = values.gather(1, LABELS[example].unsqueeze(1)) - values
+    assert bool((differences >= lower[example] - 1e-9).all())
 
 
 @pytest.mark.parametrize("name", list(_networks()))

@@ -283,7 +283,7 @@ class _Climb:
     def look(self, slopes: list[Tensor]) -> list[Tensor]:
         """Bounds for some slopes; keeps what is better, returns the gradient."""
         value, met, point = dual_value(self.net, self.block, slopes)
-        better = value > self.best  # never for NaN
+        better = (value > self.best) & torch.isfinite(value)  # an overflow is no bound
         self.best = torch.where(better, value, self.best)
         self.kept = [torch.where(better.unsqueeze(-1), t, kept) for t, kept in zip(slopes, self.kept, strict=True)]
         return slope_gradient(self.net, slopes, met, point)
