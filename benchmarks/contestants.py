@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import ironbound as ib
 
 PROJECTIONS = 50  # random vectors, the number of the papers
+ITERATIONS = 20  # of the ascent over the slopes
 
 
 class Contestant(Protocol):
@@ -40,13 +41,15 @@ class Ironbound:
     """This project."""
 
     name = "ironbound"
-    methods = frozenset({"dual", "dual projected", "interval", "crown-ibp"})
+    methods = frozenset({"dual", "dual projected", "alpha", "interval", "crown-ibp"})
 
     def __init__(self, network: nn.Module, eps: float) -> None:
         self.network, self.eps = network, eps
 
     def margins(self, method: str, x: Tensor, labels: Tensor) -> Tensor:
         """See `Contestant`."""
+        if method == "alpha":  # every margin to the end: nothing stops where it is proved
+            return ib.alpha_margins(self.network, ib.LinfBall(x, self.eps), labels, ib.Ascent(ITERATIONS)).margins
         if method == "dual projected":
             return ib.estimate_margins(self.network, ib.LinfBall(x, self.eps), labels, PROJECTIONS).values
         return ib.margins(self.network, ib.LinfBall(x, self.eps), labels, method=method)
@@ -77,11 +80,16 @@ class ConvexAdversarial:
 
 
 class AutoLirpa:
-    """auto_LiRPA: CROWN with the slopes of the dual network, IBP, and CROWN-IBP; convolutions as patches."""
+    """auto_LiRPA: CROWN with the slopes of the dual network, alpha-CROWN, IBP, and CROWN-IBP; convolutions as patches."""
 
     name = "auto_LiRPA"
-    methods = frozenset({"dual", "interval", "crown-ibp"})
-    _calls: Mapping[str, str] = {"dual": "CROWN", "interval": "IBP", "crown-ibp": "CROWN-IBP"}
+    methods = frozenset({"dual", "alpha", "interval", "crown-ibp"})
+    _calls: Mapping[str, str] = {
+        "dual": "CROWN",
+        "alpha": "CROWN-Optimized",
+        "interval": "IBP",
+        "crown-ibp": "CROWN-IBP",
+    }
 
     def __init__(self, network: nn.Module, eps: float, example: Tensor) -> None:
         self.package = importlib.import_module("auto_LiRPA")
@@ -93,6 +101,9 @@ class AutoLirpa:
         self.modules = {
             "dual": self.package.BoundedModule(network, example, bound_opts=same_slope),
             "crown-ibp": self.package.BoundedModule(network, example, bound_opts=patches),
+            "alpha": self.package.BoundedModule(
+                network, example, bound_opts={**patches, "optimize_bound_args": {"iteration": ITERATIONS}}
+            ),
         }
         self.modules["interval"] = self.modules["crown-ibp"]
         self.exact = self.package.BoundedModule(

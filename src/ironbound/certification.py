@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import ironbound
 from ironbound.attacks.logits import check_labels
-from ironbound.bounding import METHODS
+from ironbound.bounding import METHODS, find_method
 from ironbound.bounding.precision import full_precision
 from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
 from ironbound.data.dataset import digest
@@ -279,7 +279,7 @@ def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
     if region.dtype not in (torch.float32, torch.float64):
         raise InputError(f"inputs must be float32 or float64, not {region.dtype}; convert them with .float().")
     for method in cascade.methods:
-        if method not in METHODS:
+        if find_method(method) is None:
             raise InputError(f"method {method!r} is not known; choose from {', '.join(METHODS)}.")
     attack = cascade.attack
     if not cascade.methods and attack is None:

@@ -1,6 +1,6 @@
 """Bounds of a network's output over a region: intervals, the dual network, CROWN, CROWN-IBP."""
 
 from ironbound.bounding.api import Bounds, bounds, check_labels, margins
-from ironbound.bounding.methods import METHODS
+from ironbound.bounding.methods import METHODS, find_method
 
-__all__ = ["METHODS", "Bounds", "bounds", "check_labels", "margins"]
+__all__ = ["METHODS", "Bounds", "bounds", "check_labels", "find_method", "margins"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.memory import DEFAULT_BUDGET
-from ironbound.bounding.methods import METHODS, example_bytes, identity_rows
+from ironbound.bounding.methods import METHODS, Method, example_bytes, find_method, identity_rows
 from ironbound.bounding.precision import full_precision
 from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
@@ -58,16 +58,16 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
     """
     graph = prepared(model, region, method)
     with full_precision(region.center.device):
-        return _bounds(graph, region, method, memory)
+        return _bounds(graph, region, _method(method), memory)
 
 
-def _bounds(graph: Graph, region: Region, method: str, memory: int | None) -> Bounds:
+def _bounds(graph: Graph, region: Region, bound: Method, memory: int | None) -> Bounds:
     names = [node.name for node in graph.nodes]
     relaxed: list[list[int]] = []
 
     def work(piece: slice) -> tuple[Tensor, ...]:
         part = region[piece]
-        state = METHODS[method](graph, part, memory)
+        state = bound(graph, part, memory)
         lower, upper = state.answer(identity_rows(graph, len(part), part.center), True)
         assert upper is not None
         layers = state.layers()
@@ -111,11 +111,11 @@ def margins(
     """
     graph = prepared(model, region, method)
     with full_precision(region.center.device):
-        return _margins(graph, region, labels, method, targets, memory)
+        return _margins(graph, region, labels, _method(method), targets, memory)
 
 
 def _margins(
-    graph: Graph, region: Region, labels: Tensor, method: str, targets: Tensor | None, memory: int | None
+    graph: Graph, region: Region, labels: Tensor, bound: Method, targets: Tensor | None, memory: int | None
 ) -> Tensor:
     labels = check_labels(labels, len(region), graph).to(region.center.device)
     classes = graph.output_shape[0]
@@ -136,7 +136,7 @@ def _margins(
             return result
         example, other = asked[:, 0], asked[:, 1]
         eye = torch.eye(classes, dtype=part.dtype, device=label.device)
-        state = METHODS[method](graph, part, memory)
+        state = bound(graph, part, memory)
         layout = (0, classes - 1) if len(asked) == len(part) * (classes - 1) else None
         lower, _ = state.answer(DenseRows(eye[label[example]] - eye[other], example, layout), False)
         return result.index_put((example, other), lower)
@@ -189,8 +189,7 @@ def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
     Raises:
         InputError: arguments do not fit, or weights are not finite.
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
+    _method(method)
     if len(region) == 0:
         raise InputError("the region holds no example")
     with torch.autocast(region.center.device.type, enabled=False):
@@ -208,6 +207,14 @@ def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
         if not _is_finite(tensor):
             raise InputError("the network's weights hold NaN or infinity: nothing can be proved of it")
     return graph
+
+
+def _method(name: str) -> Method:
+    """The method of a name, or an InputError that lists all."""
+    found = find_method(name)
+    if found is None:
+        raise InputError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
+    return found
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,36 +106,25 @@ def alpha_sign(graph: Graph, region: Region, budget: int | None) -> Relaxed:
 
 Method = Callable[[Graph, Region, int | None], Relaxed]
 
-
-class _Methods(dict[str, Method]):
-    """The table of methods; "alpha:100" is "alpha" with 100 iterations in place of 20."""
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or _iterations(name) is not None
-
-    def __missing__(self, name: str) -> Method:
-        iterations = _iterations(name)
-        if iterations is None:
-            raise KeyError(name)
-        return lambda graph, region, budget: alpha(graph, region, budget, Ascent(iterations))
+METHODS: dict[str, Method] = {
+    "interval": interval,
+    "dual": dual,
+    "dual+interval": dual_interval,
+    "crown": crown,
+    "crown-ibp": crown_ibp,
+    "alpha": alpha,
+    "alpha-sign": alpha_sign,
+}
 
 
-def _iterations(name: object) -> int | None:
-    method, _, count = str(name).partition(":")
-    return int(count) if method == "alpha" and count.isascii() and count.isdigit() and int(count) > 0 else None
-
-
-METHODS: dict[str, Method] = _Methods(
-    {
-        "interval": interval,
-        "dual": dual,
-        "dual+interval": dual_interval,
-        "crown": crown,
-        "crown-ibp": crown_ibp,
-        "alpha": alpha,
-        "alpha-sign": alpha_sign,
-    }
-)
+def find_method(name: str) -> Method | None:
+    """The method of a name: one of `METHODS`, or "alpha:100", which is "alpha" with 100 iterations in place of 20."""
+    if name in METHODS:
+        return METHODS[name]
+    plain, _, count = name.partition(":")
+    if plain != "alpha" or not (count.isascii() and count.isdigit() and int(count) > 0):
+        return None
+    return partial(alpha, ascent=Ascent(int(count)))
 
 
 def example_bytes(graph: Graph, element_size: int) -> int:

@@ -176,10 +176,10 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Evaluation:
-        from ironbound.bounding import METHODS
+        from ironbound.bounding import METHODS, find_method
 
         for method in self.methods:
-            if method not in METHODS:
+            if find_method(method) is None:
                 raise ValueError(f"method {method!r} is not known{nearest(method, tuple(METHODS))}")
         return self
 
