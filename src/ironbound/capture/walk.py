@@ -1,4 +1,4 @@
-"""One walk over an exported program: each traced call is looked up in the table, or refused by name."""
+"""One walk over a trace: each traced call is looked up in the table, or refused by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from ironbound.capture import activations, arithmetic, layers, pooling, shapes
 from ironbound.capture.call import Call, Constant, Result, Symbolic, Value
 from ironbound.capture.source import node_source
+from ironbound.capture.trace import Described
 from ironbound.errors import CaptureError, UnsupportedOperatorError
 from ironbound.graph import Graph, Node
 from ironbound.ops.operator import Input
@@ -37,7 +38,7 @@ _HANDED_ON = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 
 
 class Walk:
-    """Builds a graph from the nodes of an exported program.
+    """Builds a graph from the nodes of a trace.
 
     Args:
         source: the placeholder of the network's input.
@@ -177,7 +178,7 @@ class Walk:
 
     def _shape(self, call: Call, value: Any) -> tuple[int, ...]:
         """Shape of a traced tensor without the batch axis, which must come first and nowhere else."""
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | Described):
             call.refuse("it returns something that is not a tensor")
         if value.dtype != self._like.dtype:
             call.refuse(f"it changes the dtype from {self._like.dtype} to {value.dtype}")

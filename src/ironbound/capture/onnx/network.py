@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ironbound.capture.onnx.planning import Plan
 from ironbound.capture.onnx.reading import File, read_file
+from ironbound.capture.record import straight_line
 
 
+@straight_line
 class OnnxNetwork(nn.Module):
     """An ONNX network: one step per node, run in the file's order on a batch of any size.
 

@@ -178,17 +178,17 @@ class Plan:
         return self._weights[name]
 
     def _check(self, node: onnx.NodeProto, step: Step) -> None:
-        """Runs the step without data on one and on two examples: both must fit, and the batch must stay in front."""
-        held = {name: value.to("meta") for name, value in (*step.named_parameters(), *step.named_buffers())}
+        """Runs the step on one and on two zeros: both must fit, and the batch must stay in front."""
         found: list[list[tuple[int, ...]]] = []
         for batch in (1, 2):
             inputs = {
-                name: torch.empty((batch, *self.shapes[name][1:]), dtype=self._file.dtype, device="meta")
+                # meta tensors would do without the arithmetic, but their kernels import torch.compile: a second
+                name: torch.zeros((batch, *self.shapes[name][1:]), dtype=self._file.dtype)
                 for name in step.sources()
             }
             try:
                 with torch.no_grad():
-                    results = torch.func.functional_call(step, held, (inputs,))
+                    results = step(inputs)
             except Exception as error:  # torch raises what it meets where shapes do not fit
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise CaptureError(f"{title(node)} does not fit its inputs: {reason}") from error

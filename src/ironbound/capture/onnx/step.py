@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ironbound.capture.onnx.operation import Function
+from ironbound.capture.record import straight_line
 
 
+@straight_line
 class Step(nn.Module):
     """A function of values of the network and of constants.
 
