@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +14,12 @@ from cases import CASES
 from ironbound.bounding import margins
 from ironbound.cascade import AttackOptions
 from ironbound.certified_radius import radius
-from ironbound.errors import InputError, LabelError, SoundnessError
+from ironbound.errors import InputError, LabelError, SoundnessError, StoreMismatchError
+from ironbound.radius_search import MOST, Search
 from ironbound.regions import ball
+from laws.exact import exact_minimum
+from laws.writeup import ball as writeup_ball
+from laws.writeup import dense_layers, interval_bounds
 
 DUALS = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 PRIMALS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -102,6 +109,80 @@ def test_the_batch_does_not_matter() -> None:
     alone = torch.cat([radius(model, x[i : i + 1], attack=None).certified for i in range(4)])
     torch.testing.assert_close(alone, whole.certified[:4], rtol=1e-5, atol=0)
     assert bool(torch.isinf(whole.attacked).all())
+
+
+def test_between_the_certificate_and_the_attack_lies_the_exact_radius() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    found = radius(model, x, attack=AttackOptions(steps=30, targeted=True, restarts=2))
+    layers = dense_layers(model, (3,))
+    assert bool((found.certified > 0).all()) and bool(torch.isfinite(found.attacked).all())
+    for at in range(len(x)):
+        own = int(found.labels[at])
+        for eps, kept in ((float(found.certified[at]), True), (float(found.attacked[at]) * (1 + 1e-9), False)):
+            region = writeup_ball("linf", x[at], torch.full((3,), eps, dtype=torch.float64), None)
+            outer = interval_bounds(layers, region)
+            least = [
+                exact_minimum(layers, region, outer, torch.eye(3, dtype=torch.float64)[own] - other)
+                for k, other in enumerate(torch.eye(3, dtype=torch.float64))
+                if k != own
+            ]
+            assert (min(least) > 0) == kept
+
+
+def test_many_examples_learn_from_a_few() -> None:
+    case = next(case for case in CASES if case.name == "convolutional")
+    model, x = case.model(dtype=torch.float64), case.inputs(80, dtype=torch.float64)
+    found = radius(model, x, attack=None)
+    expected = _bisected(model, x, found.labels, "linf", "dual")
+    torch.testing.assert_close(found.certified, expected, rtol=1e-4, atol=0)
+    assert bool((found.certified <= expected * (1 + 1e-6)).all())
+    parts = radius(model, x, attack=None, shard=7)
+    torch.testing.assert_close(parts.certified, found.certified, rtol=1e-4, atol=0)
+    assert found.evaluations.double().mean() < parts.evaluations.double().mean()
+
+
+@pytest.mark.parametrize("shape", ["line", "square", "knee", "step", "spike", "nan"])
+def test_the_search_finds_the_root_of_any_falling_function(shape: str) -> None:
+    root = torch.logspace(-6, 3, 64, dtype=torch.float64)
+    shapes = {
+        "line": lambda t: 1 - t,
+        "square": lambda t: 1 - t**2,
+        "knee": lambda t: torch.where(t < 0.9, 1 - 0.1 * t, 9.1 - 9.1 * t),
+        "step": lambda t: torch.where(t <= 1, 0.5, -1.0).double(),
+        "spike": lambda t: torch.where(t <= 1, (1 - t) ** 3 + 1e-9, -torch.inf),
+        "nan": lambda t: torch.where(t <= 1, 1.5 - t, torch.nan),
+    }
+
+    def evaluate(index: Tensor, eps: Tensor, final: bool) -> Tensor:
+        return shapes[shape](eps / root[index])
+
+    search = Search(evaluate, torch.ones(64, dtype=torch.float64), root * 5, 1e-4)
+    search.run()
+    assert bool((search.low <= root * (1 + 1e-9)).all())
+    assert int(search.evaluations.max()) < MOST
+    if shape != "spike":  # there the slopes promise nothing
+        assert bool((search.low >= root * (1 - 1e-4)).all())
+
+
+def test_a_store_goes_on_where_it_was(tmp_path: Path) -> None:
+    model, x = _network()
+    path, seen = tmp_path / "radii.sqlite", []
+
+    def stop(done: int, total: int, counts: Mapping[str, int]) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        radius(model, x, store=path, shard=4, progress=stop)
+    resumed = radius(model, x, store=path, shard=4, progress=lambda done, total, counts: seen.append(done))
+    whole = radius(model, x, shard=4)
+    assert seen == [8, 12]
+    for name in ("certified", "attacked", "adversarial", "evaluations", "labels", "predictions"):
+        assert torch.equal(getattr(resumed, name), getattr(whole, name))
+    with pytest.raises(StoreMismatchError):
+        radius(model, x, store=path, shard=5)
 
 
 def test_a_tighter_method_certifies_more() -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,8 +21,11 @@ from ironbound.training.recipe import Region
 ATTACK = ib.AttackOptions("pgd", steps=100, restarts=1)
 """As many steps as in Zhu et al. 2020; on images that no method proves."""
 
-QUERIES: Mapping[str, tuple[str, ...]] = {"interval": ("interval",), "dual": ("dual",), "best": tuple(METHODS)}
+QUERIES: Mapping[str, tuple[str, ...]] = {"interval": ("interval",), "dual": ("dual",), "best": (*METHODS, "split")}
 """By the name of a figure, the methods that may certify it; of several, the best counts for each margin."""
+
+BUDGET = 60.0
+"""Seconds that branch and bound may take for an image."""
 
 FIRST = 256
 """So many images have their status recorded one by one, so that the weights can be checked later in seconds."""
@@ -37,8 +41,9 @@ def errors(model: nn.Module, data: Dataset, region: Region, folder: Path | None 
         folder: for the stores, one per figure, from which a stopped call goes on; None: nothing is kept.
 
     Returns:
-        "errors" in percent by figure; "examples"; "proofs" of "best" by method; "first": one letter per image;
-        "attack", "region" and "seconds".
+        "errors" in percent by figure; "refuted": percent of the images with a counterexample by attack or search;
+        "examples"; "proofs" of "best" by method; "first": one letter per image;
+        "attack", "region", "budget" and "seconds".
     """
     found: dict[str, ib.Certification] = {}
     for name, methods in QUERIES.items():
@@ -51,18 +56,22 @@ def errors(model: nn.Module, data: Dataset, region: Region, folder: Path | None 
             clip=region.clip,
             methods=methods,
             attack=ATTACK if name == "best" else None,
+            budget=BUDGET,
             store=None if folder is None else folder / f"certify-{name}.sqlite",
         )
     best = found["best"].summary()
-    counts = {"clean": best["clean_error"]["count"], "pgd": best["attack_error"]["count"]}
+    attacked = np.isin(found["best"].method, ("fgsm", "pgd")) | (found["best"].status == "misclassified")
+    counts = {"clean": best["clean_error"]["count"], "pgd": int(attacked.sum())}
     counts |= {name: result.summary()["certified_error_bound"]["count"] for name, result in found.items()}
     return {
         "errors": {name: round(100 * count / len(data), 4) for name, count in counts.items()},
+        "refuted": round(100 * best["attack_error"]["count"] / len(data), 4),
         "examples": len(data),
         "proofs": best["method"],
         "first": {name: letters(result) for name, result in found.items()},
         "attack": asdict(ATTACK),
         "region": region.model_dump(mode="json"),
+        "budget": BUDGET,
         "seconds": {name: round(sum(result.seconds.values()), 1) for name, result in found.items()},
     }
 

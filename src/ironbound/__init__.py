@@ -22,9 +22,15 @@ _PLACES = {
     "L1Ball": "regions",
     "L2Ball": "regions",
     "LinfBall": "regions",
+    "MinimalPerturbation": "exact.smallest",
     "OptimalPerturbation": "bounding.perturbation",
+    "Proved": "verdicts",
     "Radius": "certified_radius",
+    "Refuted": "verdicts",
+    "RelaxedOptimum": "exact.linear",
     "Slopes": "bounding.alpha_slopes",
+    "Unknown": "verdicts",
+    "Verdict": "verdicts",
     "alpha_margins": "bounding.alpha_slopes",
     "bounds": "bounding",
     "certify": "certification",
@@ -32,10 +38,13 @@ _PLACES = {
     "fgsm": "attacks",
     "load": "capture.onnx",
     "margins": "bounding",
+    "minimal_perturbation": "exact.smallest",
     "optimal_perturbation": "bounding.perturbation",
     "pgd": "attacks",
     "radius": "certified_radius",
+    "relaxed_optimum": "exact.linear",
     "save_onnx": "capture.onnx",
+    "verify": "verification",
 }
 _MODULES = ("attacks", "data", "errors", "models", "spec", "training")
 
@@ -51,9 +60,15 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "L1Ball",
     "L2Ball",
     "LinfBall",
+    "MinimalPerturbation",
     "OptimalPerturbation",
+    "Proved",
     "Radius",
+    "Refuted",
+    "RelaxedOptimum",
     "Slopes",
+    "Unknown",
+    "Verdict",
     "__version__",
     "alpha_margins",
     "attacks",
@@ -65,13 +80,16 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "fgsm",
     "load",
     "margins",
+    "minimal_perturbation",
     "models",
     "optimal_perturbation",
     "pgd",
     "radius",
+    "relaxed_optimum",
     "save_onnx",
     "spec",
     "training",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -86,8 +104,12 @@ if TYPE_CHECKING:
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification, certify
     from ironbound.certified_radius import Radius, radius
+    from ironbound.exact.linear import RelaxedOptimum, relaxed_optimum
+    from ironbound.exact.smallest import MinimalPerturbation, minimal_perturbation
     from ironbound.graph import Graph
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
+    from ironbound.verdicts import Proved, Refuted, Unknown, Verdict
+    from ironbound.verification import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ironbound.attacks import Attack, fgsm, pgd
+from ironbound.attacks import fgsm, pgd
 from ironbound.bounding import margins
 from ironbound.capture import capture
 from ironbound.errors import InputError, IronboundError, SoundnessError
+from ironbound.exact.query import Budget, Outcome
+from ironbound.exact.search import SEARCHES, label_query, search
 from ironbound.graph import Graph
 from ironbound.regions import Region
 
@@ -44,17 +46,19 @@ class AttackOptions:
 
 @dataclass(frozen=True)
 class Cascade:
-    """The stages, cheapest first: the attack's single step, each method in turn, the rest of the attack.
+    """The stages: the attack's single step, each method in turn, and before the first search the rest of the attack.
 
     Attributes:
-        methods: names from `ironbound.bounding.METHODS`.
+        methods: names from `ironbound.bounding.METHODS`, or of `ironbound.exact.search.SEARCHES`.
         attack: None for no attack.
         memory: bytes that a method may take, see `ironbound.margins`.
+        budget: seconds that a search may take for an example, or None for no limit.
     """
 
     methods: tuple[str, ...]
     attack: AttackOptions | None = None
     memory: int | None = None
+    budget: float | None = None
 
 
 class Network:
@@ -107,7 +111,8 @@ class ShardResult:
     Attributes:
         status: one of `STATUSES` per example.
         method: the stage that closed the example: the method that proved its last class, the attack, or "".
-        arithmetic: "float32", "float64", or "float64 recheck" where margins near 0 were computed again in float64.
+        arithmetic: "float32", "float64", "float64 recheck" where margins near 0 were computed again in float64, or
+            "solver tolerances" where a mixed-integer program decided.
         labels, predictions: int64 [n].
         margins: float64 [n, classes], the best lower bound of logit[label] - logit[k]; NaN where none was computed.
         adversarial: the input that changes the answer, [*shape], by the example's position in the shard.
@@ -157,10 +162,17 @@ def certify_shard(
     attack = cascade.attack
     if attack is not None:
         state.attack(attack, quick=True)
-    for method in cascade.methods:
+    searches = [place for place, method in enumerate(cascade.methods) if method in SEARCHES]
+    first_search = searches[0] if searches else len(cascade.methods)
+    for method in cascade.methods[:first_search]:
         state.prove(method, cascade.memory)
     if attack is not None and attack.name == "pgd":
         state.attack(attack, quick=False)
+    for method in cascade.methods[first_search:]:
+        if method in SEARCHES:
+            state.search(method, cascade)
+        else:
+            state.prove(method, cascade.memory)
     return state.result()
 
 
@@ -194,8 +206,8 @@ class _State:
         self.guard = self.fine if self.region.dtype == torch.float64 else COARSE * scale
         self.margins = torch.full_like(logits, torch.nan).scatter(1, self.labels[:, None], 0.0)
         self.proved = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.labels[:, None], True)
-        self.rechecked = torch.zeros_like(self.correct)
         self.method = [""] * len(logits)
+        self.arithmetic = [str(self.region.dtype).removeprefix("torch.")] * len(logits)
         self.adversarial: dict[int, Tensor] = {}
 
     def open(self) -> Tensor:
@@ -223,7 +235,7 @@ class _State:
                     targeted=options.targeted,
                     seed=options.seed + self.first,
                 )
-            self._recheck(index, found, "fgsm" if quick else "pgd")
+            self._recheck(index, found.points.detach(), found.success, "fgsm" if quick else "pgd")
         self._check(index, "an earlier method")
 
     def prove(self, method: str, memory: int | None) -> None:
@@ -241,13 +253,50 @@ class _State:
                 redone = doubtful & ~exact.isnan()
                 found = torch.where(redone, exact, found)
                 threshold = torch.where(redone, self.fine[index], threshold)
-                self.rechecked[index] |= redone.any(1)
+                self._computed(index[redone.any(1)], "float64 recheck")
             found = torch.where(targets, found, torch.nan)
             self.margins[index] = torch.fmax(self.margins[index], found)
             self._check(index, f"method {method!r}")
             self.proved[index] |= found > threshold  # NaN is never above
         for example in index[self.proved[index].all(1)].tolist():
             self.method[example] = method
+
+    def search(self, method: str, cascade: Cascade) -> None:
+        """One search on the open classes of each open example, in float64 where the network can be converted."""
+        for example in self.open().tolist():
+            index = torch.tensor([example], device=self.labels.device)
+            with self._timed("bounds"):
+                outcome, arithmetic = self._searched(example, method, cascade)
+            if outcome.candidate is not None:
+                point = self.region[index].project(outcome.candidate.to(self.region.dtype))
+                with self._timed("attack"):
+                    self._recheck(index, point, torch.ones_like(index, dtype=torch.bool), method)
+            self._check(index, f"method {method!r}")
+            if self.proved[example].all():
+                self.method[example] = method
+                self._computed(index, arithmetic)
+
+    def _searched(self, example: int, method: str, cascade: Cascade) -> tuple[Outcome, str]:
+        """Runs a search and notes its margins; what it found, and in which arithmetic."""
+        own = slice(example, example + 1)
+        double = self.network.double if self.region.dtype == torch.float32 else None
+        network = self.network if double is None else double
+        region = self.region[own] if double is None else self.region[own].to(torch.float64)
+        guard = self.guard if double is None else self.fine
+        targets = torch.nonzero(~self.proved[example]).squeeze(1)
+        label = int(self.labels[example])
+        query = label_query(network.graph, region, label, targets, float(guard[example]))
+        outcome = search(method, query, Budget.of(cascade.budget, cascade.memory))
+        lower = outcome.lower.double()
+        self.margins[example, targets] = torch.fmax(self.margins[example, targets], lower)
+        self.proved[example, targets] |= lower > guard[example]  # NaN is never above
+        plain = "float64" if region.dtype == torch.float64 else "float32"
+        return outcome, "solver tolerances" if method == "milp" else plain
+
+    def _computed(self, index: Tensor, arithmetic: str) -> None:
+        """Notes the arithmetic of some examples' margins."""
+        for example in index.tolist():
+            self.arithmetic[example] = arithmetic
 
     def result(self) -> ShardResult:
         """The decisions, on the CPU."""
@@ -261,11 +310,10 @@ class _State:
                     f"example {self.first + example} is {status[example]} and falsified; please report it."
                 )
             status[example] = "falsified"
-        plain = str(self.region.dtype).removeprefix("torch.")
         return ShardResult(
             status=tuple(status),
             method=tuple(self.method),
-            arithmetic=tuple("float64 recheck" if again else plain for again in self.rechecked.tolist()),
+            arithmetic=tuple(self.arithmetic),
             labels=self.labels.cpu(),
             predictions=self.predictions.cpu(),
             margins=self.margins.cpu(),
@@ -286,14 +334,13 @@ class _State:
         )
         return torch.where(doubtful, exact, torch.nan)
 
-    def _recheck(self, index: Tensor, found: Attack, name: str) -> None:
+    def _recheck(self, index: Tensor, points: Tensor, success: Tensor, name: str) -> None:
         """Runs the network again on exactly the points found, successes each on a batch of its own."""
-        points = found.points.detach()
         seen = self._differences(self.network.logits(points).double(), self.labels[index])
         inside = self.region[index].contains(points)
         seen[~inside] = torch.inf
         self.attained[index] = torch.fmin(self.attained[index], seen)
-        for row in (found.success & inside).nonzero()[:, 0].tolist():
+        for row in (success.to(inside.device) & inside).nonzero()[:, 0].tolist():
             example = int(index[row])
             alone = self._differences(self.network.logits(points[row : row + 1]).double(), self.labels[example][None])
             if (alone < 0).any():  # a tie changes no answer

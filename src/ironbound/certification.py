@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import ironbound
-from ironbound.attacks.logits import check_labels
-from ironbound.bounding import METHODS, find_method
-from ironbound.bounding.precision import full_precision
+from ironbound.bounding import EXACT, METHODS, find_method
 from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
+from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.data.dataset import digest
-from ironbound.errors import InputError, LabelError, TrainingModeError
+from ironbound.errors import InputError
+from ironbound.exact.search import SEARCHES
 from ironbound.graph import Graph
 from ironbound.regions import Radius, Region, ball
+from ironbound.sharding import in_shards
 from ironbound.store import Shard, Store
 
 FORMAT = "ironbound-certification/1"
-UNIT = "units of the data as loaded"
 Progress = Callable[[int, int, Mapping[str, int]], None]
 """Called with the number of examples done, of all examples, and of the done ones by status."""
 
@@ -46,7 +42,7 @@ class Certification:
         margins: float64 [n, classes]: lower bounds over the region of logit[label] - logit[k], the best of the methods;
             0 at the label, NaN where no method was run.
         method: the method that proved the last class, or the attack that falsified, or "", [n].
-        arithmetic: "float32", "float64" or "float64 recheck", [n].
+        arithmetic: "float32", "float64", "float64 recheck", or "solver tolerances" for what "milp" proved, [n].
         adversarial: by the number of a falsified example the input [*shape] that changes the answer.
         predictions, labels: int64 [n]; without given labels, the predictions are the labels.
         settings: the query in full: ε and its unit, norm, clipping, methods, attack, versions, hashes of network and
@@ -172,11 +168,12 @@ def certify(
     shard: int = 256,
     progress: Progress | None = None,
     memory: int | None = None,
+    budget: float | None = None,
 ) -> Certification:
     """Decides for each input whether anything within ε of it changes the network's answer.
 
     Every stage works on what is still open, down to single target classes: prediction, one step of the attack, each
-    method in turn, the rest of the attack. Without labels the predicted class takes their place, and a certified input
+    method in turn, the rest of the attack, and last the searches. Without labels the predicted class takes their place, and a certified input
     cannot be adversarial: all inputs within ε, the one it was made from among them, get the same answer (Wong and
     Kolter 2018, Corollary 2).
 
@@ -187,13 +184,15 @@ def certify(
         eps: a number, one per example [n] or one per element [n, *shape], in the units of x.
         norm: "linf", "l2" or "l1".
         clip: (low, high) that every input element is limited to, or None.
-        methods: names from `ironbound.bounding.METHODS`, cheapest first; may be empty where there is an attack.
+        methods: names from `ironbound.bounding.METHODS`, cheapest first, or "lp"; then "split" or "milp", which search
+            until the example is decided. May be empty where there is an attack.
         attack: "pgd", "fgsm", `AttackOptions`, or None.
         store: file for the results, written shard by shard; the same call on the same file goes on
             where an earlier one was stopped.
         shard: number of examples decided at a time, and written at a time.
         progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
+        budget: seconds that "split" or "milp" may take for an example; None: until it is decided.
 
     Returns:
         The status of every example, with what supports it.
@@ -206,57 +205,26 @@ def certify(
     """
     region = ball(norm, x, eps, clip)
     options = AttackOptions(attack) if isinstance(attack, str) else attack
-    cascade = Cascade(tuple(methods), options, memory)
+    cascade = Cascade(tuple(methods), options, memory, budget)
     _check_options(cascade, shard, region)
-    network = _network(model, region, cascade)
-    if labels is not None:
-        labels = _labels(network, region, labels)
+    network = open_classifier(model, region, bool(cascade.methods))
+    labels = labels_of(network, region, labels)
     settings = _settings(network, region, labels, eps, cascade, shard)
-    shards = [(start, min(start + shard, len(x))) for start in range(0, len(x), shard)]
-    # here, not only inside each shard: the settings are global, and threads would restore them under one another
-    with (
-        full_precision(network.example.device),
-        nullcontext() if store is None else Store.open(store, settings) as results,
-    ):
-        done = {} if results is None else results.results()
-        counts = Counter(status for part in done.values() for status in part.status)
-        report = progress or (lambda done, total, counts: None)
-        report(counts.total(), len(x), counts)
-        todo = [key for key in shards if key not in done]
-        with closing(_computed(network, region, labels, cascade, todo)) as computed:
-            for key, result in computed:
-                if results is not None:
-                    results.put(key, result)
-                done[key] = result
-                counts.update(result.status)
-                report(counts.total(), len(x), counts)
-    return _certification(joined([done[key] for key in shards]), settings)
-
-
-def _computed(
-    network: Network, region: Region, labels: Tensor | None, cascade: Cascade, shards: list[Shard]
-) -> Generator[tuple[Shard, ShardResult], None, None]:
-    """Runs the shards, on a CPU several at a time, each on one thread: their operators are too small to be split."""
+    counts: Counter[str] = Counter()
+    report = progress or (lambda done, total, counts: None)
     device = network.example.device
-    threads = torch.get_num_threads() if device.type == "cpu" and len(shards) > 1 else 1
 
     def work(key: Shard) -> ShardResult:
         chosen = slice(*key)
         given = None if labels is None else labels[chosen].to(device)
-        result = certify_shard(network, region[chosen].to(device), given, cascade, key[0])
-        return replace(result, seconds={stage: spent / threads for stage, spent in result.seconds.items()})
+        return certify_shard(network, region[chosen].to(device), given, cascade, key[0])
 
-    if threads == 1:
-        yield from ((key, work(key)) for key in shards)
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        futures = {pool.submit(work, key): key for key in shards}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    def seen(parts: list[ShardResult]) -> None:
+        counts.update(status for part in parts for status in part.status)
+        report(counts.total(), len(x), counts)
+
+    with nullcontext() if store is None else Store.open(store, settings) as results:
+        return _certification(joined(in_shards(work, len(x), shard, device, results, seen)), settings)
 
 
 def _certification(result: ShardResult, settings: dict[str, Any]) -> Certification:
@@ -279,8 +247,10 @@ def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
     if region.dtype not in (torch.float32, torch.float64):
         raise InputError(f"inputs must be float32 or float64, not {region.dtype}; convert them with .float().")
     for method in cascade.methods:
-        if find_method(method) is None:
-            raise InputError(f"method {method!r} is not known; choose from {', '.join(METHODS)}.")
+        if method not in SEARCHES and find_method(method) is None:
+            raise InputError(f"method {method!r} is not known; choose from {', '.join((*METHODS, *EXACT))}.")
+    if cascade.budget is not None and not 0 < cascade.budget < float("inf"):
+        raise InputError(f"the budget must be a positive number of seconds, got {cascade.budget}.")
     attack = cascade.attack
     if not cascade.methods and attack is None:
         raise InputError("there is nothing to do: name a method or an attack.")
@@ -292,94 +262,13 @@ def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
         raise InputError(f"shard must be at least 1, got {shard}.")
 
 
-def _network(model: nn.Module | Graph, region: Region, cascade: Cascade) -> Network:
-    """The network on its own device, after a first run that finds what does not fit."""
-    device = region.center.device
-    for name, tensor in _tensors(model):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(
-                f"the network's weights hold NaN or infinity (first in {name}): nothing can be proved of it."
-            )
-        device = tensor.device
-    if not cascade.methods and isinstance(model, nn.Module):  # capture checks it too, and names the line
-        training = [name or type(part).__name__ for name, part in model.named_modules() if part.training]
-        if training:
-            raise TrainingModeError(f"the network is in training mode ({training[0]}); call model.eval() first.")
-    network = Network(model, region.center[:2].to(device))
-    if cascade.methods:
-        network.prepare()
-    try:
-        logits = network.logits(network.example)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        found = f"{region.dtype} {list(region.center.shape)}"
-        raise InputError(f"the network cannot read inputs of {found}: {str(error).splitlines()[0]}") from error
-    if (
-        not isinstance(logits, Tensor)
-        or logits.dim() != 2
-        or len(logits) != len(network.example)
-        or logits.shape[1] < 2
-    ):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"certify needs a classifier with outputs [batch, 2 or more classes]; this network's are {found}."
-        )
-    return network
-
-
-def _labels(network: Network, region: Region, labels: Tensor) -> Tensor:
-    labels = check_labels(region, labels)
-    classes = network.logits(network.example).shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise LabelError(
-            f"labels must lie in 0 … {classes - 1}, the network's classes; "
-            f"found {int(labels.min())} … {int(labels.max())}."
-        )
-    return labels
-
-
-def _tensors(model: nn.Module | Graph) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(model, nn.Module):
-        yield from model.state_dict().items()
-    else:
-        yield from ((f"tensor {index}", tensor) for index, tensor in enumerate(model.parameters()))
-
-
 def _settings(
     network: Network, region: Region, labels: Tensor | None, eps: Radius, cascade: Cascade, shard: int
 ) -> dict[str, Any]:
     """The query in full, as plain data: two runs with equal settings have equal results."""
-    described = region.describe()
     radii = torch.as_tensor(eps)
-    radius: dict[str, Any] = {"eps": float(eps)} if radii.numel() == 1 else {"eps": described["eps"]}
+    radius: dict[str, Any] = {"eps": float(eps)} if radii.numel() == 1 else {"eps": region.describe()["eps"]}
     if radii.numel() > 1:
         radius["eps_sha256"] = digest(radii, radii[:0])
-    return radius | {
-        "unit": UNIT,
-        "norm": region.norm,
-        "clip": described["clip"],
-        "methods": list(cascade.methods),
-        "attack": None if cascade.attack is None else asdict(cascade.attack),
-        "detection": labels is None,
-        "examples": len(region),
-        "shard": shard,
-        "dtype": str(region.dtype).removeprefix("torch."),
-        "network_sha256": _network_hash(network),
-        "data_sha256": digest(region.center, torch.empty(0) if labels is None else labels),
-        "versions": {
-            "ironbound": ironbound.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _network_hash(network: Network) -> str:
-    """SHA-256 over the structure (as PyTorch prints it) and over names, types, shapes and bytes of all weights."""
-    state = hashlib.sha256()
-    if isinstance(network.model, nn.Module):
-        state.update(repr(network.model).encode())
-    for name, tensor in _tensors(network.model):
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        state.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        state.update(array.tobytes())
-    return state.hexdigest()
+    common = described(network, region, labels, cascade.attack, shard)
+    return radius | {"methods": list(cascade.methods)} | common

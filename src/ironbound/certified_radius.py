@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ironbound.attacks import pgd
-from ironbound.attacks.logits import check_labels as check_integers
 from ironbound.attacks.logits import chunk_size, logits_at, margins_at, step_up
-from ironbound.bounding.api import check_labels, margins, prepared
+from ironbound.bounding.api import margins, prepared
 from ironbound.cascade import COARSE, FINE, AttackOptions, Network
+from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.errors import InputError, SoundnessError
 from ironbound.graph import Graph
+from ironbound.radius_attack import nearest_adversarial
+from ironbound.radius_search import LARGEST, Search
 from ironbound.regions import Region, ball
+from ironbound.sharding import in_shards
+from ironbound.store import Layout, Shard, Store, pack, unpack
 
-LARGEST = 1e6  # regions refuse larger radii
-_MOST = 60  # evaluations per example
-_FIRST, _GROWTH = 0.12, 1.5  # share of the first-order radius to begin with; most that ε grows while it is certified
-_WIDE = 1.25  # ends of a bracket that are so far apart do not show how the margin falls between them
-_SHRINKS = 4  # attacks between the largest radius that withstood and the smallest that did not
-_GOALS = 12  # steps of bisection on the line to an adversarial point
-_NORMS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+FORMAT = "ironbound-radius/1"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_COLUMNS = {
+    "label": "INTEGER NOT NULL",
+    "prediction": "INTEGER NOT NULL",
+    "certified": "REAL NOT NULL",
+    "attacked": "REAL NOT NULL",
+    "evaluations": "INTEGER NOT NULL",
+    "arithmetic": "TEXT NOT NULL",
+    "adversarial": "BLOB",
+}
 _DUALS = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+
+Progress = Callable[[int, int, Mapping[str, int]], None]
+"""Called with the number of examples done, of all examples, and of the done ones by what is known of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +56,8 @@ class Radius:
         labels: int64 [n].
         predictions: int64 [n].
         arithmetic: "float64" or "float32": in which the final evaluation at `certified` was made.
+        seconds: spent in "prediction", "bounds" and "attack", threads that ran side by side counted once.
+        settings: the query in full: norm, clipping, method, tolerance, attack, versions, hashes of network and data.
     """
 
     certified: Tensor
@@ -49,12 +67,80 @@ class Radius:
     labels: Tensor
     predictions: Tensor
     arithmetic: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.certified)
 
+    def summary(self, eps: Sequence[float] = ()) -> dict[str, Any]:
+        """Means, quantiles, and the share of examples certified, and not attacked, up to a few ε.
 
-@torch.no_grad()
+        Args:
+            eps: those ε; none: the median certified radius, and half and twice of it, to two digits.
+
+        Returns:
+            "examples", "misclassified"; "certified" and, after an attack, "attacked", each with "mean" and the
+            quantiles by their level (of all examples, misclassified ones at 0; an infinite one is None); "shares": a
+            list of "eps", "certified" and "withstood".
+        """
+        found: dict[str, Any] = {
+            "examples": len(self),
+            "misclassified": int((self.labels != self.predictions).sum()),
+            "certified": _statistics(self.certified),
+            "attacked": _statistics(self.attacked) if self.settings.get("attack") is not None else None,
+            "evaluations": float(self.evaluations.double().mean()),
+        }
+        middle = float(self.certified.median())
+        chosen = eps or sorted({float(f"{share * middle:.2g}") for share in (0.5, 1, 2)})
+        found["shares"] = [
+            {
+                "eps": one,
+                "certified": float((self.certified >= one).double().mean()),
+                "withstood": float((self.attacked > one).double().mean()),
+            }
+            for one in chosen
+        ]
+        return found
+
+    def to_dict(self, eps: Sequence[float] = ()) -> dict[str, Any]:
+        """The result as plain data, without the adversarial inputs; `docs/cli.md` describes every key."""
+        return {
+            "format": FORMAT,
+            "summary": self.summary(eps),
+            "settings": dict(self.settings),
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "arithmetic": self.arithmetic,
+            "examples": {
+                "label": self.labels.tolist(),
+                "prediction": self.predictions.tolist(),
+                "certified": self.certified.tolist(),
+                "attacked": [value if np.isfinite(value) else None for value in self.attacked.tolist()],
+                "evaluations": self.evaluations.tolist(),
+            },
+        }
+
+    def to_json(self, eps: Sequence[float] = ()) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(eps), ensure_ascii=False, allow_nan=False)
+
+
+def _statistics(values: Tensor) -> dict[str, float | None]:
+    ordered = values.sort().values  # a quantile between two infinite values would be NaN
+    at = {f"{level:g}": float(ordered[round(level * (len(values) - 1))]) for level in QUANTILES}
+    return {name: value if np.isfinite(value) else None for name, value in {"mean": float(values.mean()), **at}.items()}
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What is asked of every example."""
+
+    method: str
+    tolerance: float
+    attack: AttackOptions | None
+    memory: int | None
+
+
 def radius(
     model: nn.Module | Graph,
     x: Tensor,
@@ -65,25 +151,33 @@ def radius(
     clip: Sequence[float] | None = None,
     attack: AttackOptions | None = AttackOptions(steps=20),  # noqa: B008
     tolerance: float = 1e-4,
+    store: str | os.PathLike[str] | None = None,
+    shard: int = 256,
+    progress: Progress | None = None,
     memory: int | None = None,
 ) -> Radius:
     """The largest certified ε of each example, by a safeguarded Newton method on its worst margin.
 
-    The derivative is the divided difference of the last two evaluations: an evaluation with gradients costs three
-    without. The bracket between the largest certified and the smallest uncertified ε bounds every step, and is closed
-    to the tolerance. At last the margins at exactly the ε that is returned are computed in float64.
+    A few examples of each shard are solved first; from them the others learn where to begin, which is why another
+    shard length may change a radius, within the tolerance. The margins at exactly the ε that is returned are computed
+    in float64.
 
-    Source: Wong & Kolter (2018), ICML, equation (17) and appendix B.2.
+    Source: Wong & Kolter (2018), ICML, equation (17) and section 4.2.
 
     Args:
         model: a classifier in evaluation mode, or its graph.
-        x: [n, *shape], float32 or float64.
+        x: [n, *shape], float32 or float64, on any device; shards move to the network's.
         norm: "linf", "l2" or "l1".
-        method: one of `ironbound.bounding.METHODS`.
+        method: a name as for `ironbound.margins`.
         labels: int64 [n]; None takes each prediction.
         clip: (low, high) that every input element is limited to, or None.
         attack: PGD's options, or None for no attack.
-        tolerance: relative; between the certified ε and one at which the method fails.
+        tolerance: relative; how far the certified ε may lie below the one at which the method fails, as its last
+            evaluations show it: between two evaluations, or by their slope.
+        store: file for the results, written shard by shard; the same call on the same file goes on where an earlier
+            one was stopped.
+        shard: number of examples solved at a time, and written at a time.
+        progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
 
     Returns:
@@ -93,282 +187,188 @@ def radius(
         InputError: an argument does not fit.
         LabelError: labels do not fit.
         CaptureError: the network cannot be captured.
+        StoreError: the store cannot be used; the finished shards stay in it.
         SoundnessError: a certificate and a run of the network contradict each other.
     """
-    if not 1e-7 <= tolerance < 1:
-        raise InputError(f"tolerance must lie between 1e-7 and 1, got {tolerance}")
     region = ball(norm, x, 0.0, clip)
-    graph = prepared(model, region, method)
-    network = Network(model, x[:1])
-    runnable = model if isinstance(model, nn.Module) else graph
-    first = logits_at(runnable, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), chunk_size(region))
-    predictions = first.argmax(1)
-    given = predictions if labels is None else check_labels(check_integers(region, labels), len(x), graph)
-    search = _Search(network, graph, region, given, method, memory, tolerance)
-    correct = predictions == given
-    search.run(correct, first)
-    certified = search.verified()
+    query = _Query(method, tolerance, attack, memory)
+    _check_options(region, query, shard)
+    network = open_classifier(model, region)
+    device = network.example.device
+    prepared(network.graph, region[:1].to(device), method)
+    given = labels_of(network, region, labels)
+    settings = {"method": method, "tolerance": tolerance} | described(network, region, given, attack, shard)
+    kept = {"certified": 0, "misclassified": 0}
+    report = progress or (lambda done, total, counts: None)
+
+    def work(key: Shard) -> Radius:
+        chosen = slice(*key)
+        own = None if given is None else given[chosen].to(device)
+        return _shard(network, region[chosen].to(device), own, query, key[0])
+
+    def seen(parts: list[Radius]) -> None:
+        for part in parts:
+            kept["misclassified"] += (wrong := int((part.labels != part.predictions).sum()))
+            kept["certified"] += len(part) - wrong
+        report(sum(kept.values()), len(x), kept)
+
+    with nullcontext() if store is None else Store.open(store, settings, _layout(region.center.cpu())) as results:
+        parts = in_shards(work, len(x), shard, device, results, seen)
+    return _joined(parts, settings)
+
+
+def _check_options(region: Region, query: _Query, shard: int) -> None:
+    if not 1e-7 <= query.tolerance < 1:
+        raise InputError(f"tolerance must lie between 1e-7 and 1, got {query.tolerance}.")
+    if len(region) == 0:
+        raise InputError("there is no example to certify.")
+    if region.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"inputs must be float32 or float64, not {region.dtype}; convert them with .float().")
+    if shard < 1:
+        raise InputError(f"shard must be at least 1, got {shard}.")
+    attack = query.attack
+    if attack is not None and attack.name != "pgd":
+        raise InputError(f"attack {attack.name!r} has no smallest radius; choose pgd or None.")
+    if attack is not None and (attack.steps < 1 or attack.restarts < 1):
+        raise InputError(f"steps and restarts must be at least 1, got {attack.steps} and {attack.restarts}.")
+
+
+def _layout(x: Tensor) -> Layout[Radius]:
+    """How radii of the examples x [n, *shape] lie in a store: points only where an attack found one."""
+
+    def rows(part: Radius) -> list[tuple[Any, ...]]:
+        changed = (part.attacked > 0) & torch.isfinite(part.attacked)
+        points = (pack(point) if found else None for point, found in zip(part.adversarial, changed, strict=True))
+        numbers = (part.labels, part.predictions, part.certified, part.attacked, part.evaluations)
+        return list(zip(*(column.tolist() for column in numbers), [part.arithmetic] * len(part), points, strict=True))
+
+    def result(start: int, columns: Sequence[tuple[Any, ...]], seconds: dict[str, float]) -> Radius:
+        labels, predictions, certified, attacked, evaluations, arithmetic, points = columns
+        own = x[start : start + len(labels)]
+        found = [own[at] if point is None else unpack(point) for at, point in enumerate(points)]
+        return Radius(
+            certified=torch.tensor(certified, dtype=torch.float64),
+            attacked=torch.tensor(attacked, dtype=torch.float64),
+            adversarial=torch.stack(found),
+            evaluations=torch.tensor(evaluations),
+            labels=torch.tensor(labels),
+            predictions=torch.tensor(predictions),
+            arithmetic=arithmetic[0],
+            seconds=seconds,
+        )
+
+    return Layout("ironbound-radius-store/1", _COLUMNS, rows, result)
+
+
+@torch.no_grad()
+def _shard(network: Network, region: Region, given: Tensor | None, query: _Query, first: int) -> Radius:
+    """The radii of a shard whose first example has the number `first`; a pure function of its arguments."""
+    seconds = {"prediction": 0.0, "bounds": 0.0, "attack": 0.0}
+    x = region.center
+    with _timed(seconds, "prediction"):
+        own = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        logits = logits_at(network.model, x, own, chunk_size(region))
+    predictions = logits.argmax(1)
+    labels = predictions if given is None else given
+    correct = predictions == labels
+    margin = _Margin(network, region, labels, 1 + logits.abs().amax(1).double(), query)
+    clean = margins_at(logits, labels).double()
+    certified = torch.zeros_like(clean)
+    evaluations = torch.zeros_like(labels)
+    with _timed(seconds, "bounds"):
+        rough = _first_order(network, region, labels, clean)
+        index = torch.nonzero(correct & (clean > margin.guard)).squeeze(1)
+        search = Search(margin.at(index), (clean - margin.guard)[index], rough[index], query.tolerance)
+        search.run()
+        certified[index], evaluations[index] = search.low, search.evaluations
     attacked = torch.where(correct, torch.inf, 0.0).double()
     points = x.clone()
-    if attack is not None:
-        attacked, points = _attacked(runnable, search, certified, attacked, attack)
+    index = torch.nonzero(correct).squeeze(1)
+    if query.attack is not None and len(index):
+        with _timed(seconds, "attack"):
+            options = replace(query.attack, seed=query.attack.seed + first)
+            start = torch.minimum(rough, torch.where(certified > 0, 1.6 * certified, rough))[index]
+            attacked[index], points[index] = nearest_adversarial(
+                network.model, region[index], labels[index], certified[index], start, options
+            )
+    _check(certified, attacked, first)
+    found = (part.cpu() for part in (certified, attacked, points, evaluations, labels, predictions))
+    return Radius(*found, arithmetic=margin.arithmetic, seconds=seconds)
+
+
+class _Margin:
+    """The least margin of examples at radii of their own, above its guard against rounding.
+
+    Args:
+        network: the classifier.
+        region: the examples.
+        labels: int64 [n].
+        scale: 1 + max |logit|, float64 [n].
+        query: the method.
+    """
+
+    def __init__(self, network: Network, region: Region, labels: Tensor, scale: Tensor, query: _Query) -> None:
+        self.graph, self.region, self.labels, self.query = network.graph, region, labels, query
+        double = network.double if region.dtype == torch.float32 else None
+        self.double = None if double is None else double.graph
+        coarse = self.double is None and region.dtype == torch.float32
+        # as for `certify`; the float32 search is checked in float64
+        self.guard = (COARSE if coarse else FINE) * scale
+        self.arithmetic = "float32" if coarse else "float64"
+
+    def at(self, chosen: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """The function that is searched, of some of the examples, int64 [chosen]."""
+
+        def evaluate(index: Tensor, eps: Tensor, final: bool) -> Tensor:
+            index = chosen[index]
+            graph = self.double if final and self.double is not None else self.graph
+            dtype = self.region.dtype if graph is self.graph else torch.float64
+            x = self.region.center[index].to(dtype)
+            region = ball(self.region.norm, x, eps.to(dtype), self.region.clip)
+            labels = self.labels[index]
+            found = margins(graph, region, labels, self.query.method, memory=self.query.memory).double()
+            worst = found.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+            # NaN and overflow prove nothing
+            return torch.where(torch.isfinite(found).all(1), worst - self.guard[index], -torch.inf)
+
+        return evaluate
+
+
+def _first_order(network: Network, region: Region, labels: Tensor, clean: Tensor) -> Tensor:
+    """Where the margin would vanish if it were linear, [n]."""
+    x = region.center
+    steep = []
+    for part, own in zip(x.split(chunk_size(region)), labels.split(chunk_size(region)), strict=True):
+
+        def rise(logits: Tensor, own: Tensor = own) -> Tensor:
+            return -margins_at(logits, own)
+
+        _, gradient = step_up(network.graph, part, own, rise)
+        steep.append(torch.linalg.vector_norm(gradient.flatten(1).double(), _DUALS[region.norm], dim=1))
+    guess = clean.clamp(min=0) / torch.cat(steep)
+    spread = 1 + x.abs().max().double()
+    return torch.where(torch.isfinite(guess) & (guess > 0), guess, spread).clamp(1e-9, LARGEST)
+
+
+def _check(certified: Tensor, attacked: Tensor, first: int) -> None:
     bad = torch.nonzero(certified > attacked * (1 + 1e-6))
     if len(bad):
         example = int(bad[0])
         raise SoundnessError(
-            f"example {example} is certified up to {certified[example]:g}, but the network changes its answer at a "
-            f"distance of {attacked[example]:g}; nothing of this run is certified: please report it."
+            f"example {first + example} is certified up to {certified[example]:g}, but the network changes its answer "
+            f"at a distance of {attacked[example]:g}; nothing of this run is certified: please report it."
         )
-    used = "float32" if search.double is None and x.dtype == torch.float32 else "float64"
-    return Radius(certified, attacked, points, search.evaluations, given, predictions, used)
 
 
-class _Search:
-    """The bracket of each example's certified radius.
-
-    Args:
-        network: the classifier and its float64 copy.
-        graph: its graph.
-        region: the examples, of radius 0.
-        labels: int64 [n].
-        method: of the bounds.
-        memory: of the bounds.
-        tolerance: relative width of a closed bracket.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        graph: Graph,
-        region: Region,
-        labels: Tensor,
-        method: str,
-        memory: int | None,
-        tolerance: float,
-    ) -> None:
-        self.graph, self.region, self.labels = graph, region, labels
-        self.method, self.memory, self.tolerance = method, memory, tolerance
-        self.double = network.double if region.dtype == torch.float32 else None
-        n, device = len(labels), labels.device
-        self.low = torch.zeros(n, dtype=torch.float64, device=device)
-        self.high = torch.full_like(self.low, torch.inf)
-        self.start = torch.zeros_like(self.low)
-        self.evaluations = torch.zeros(n, dtype=torch.int64, device=device)
-        self.scale = torch.ones_like(self.low)
-
-    def margin(self, index: Tensor, eps: Tensor, graph: Graph | None = None) -> Tensor:
-        """The least margin of some examples at radii of their own, float64; NaN counts as not proved."""
-        x = self.region.center[index]
-        double = graph is not None
-        x = x.double() if double else x
-        region = ball(self.region.norm, x, eps.to(x.dtype), self.region.clip)
-        found = margins(graph or self.graph, region, self.labels[index], self.method, memory=self.memory).double()
-        self.evaluations[index] += 1
-        worst = found.scatter(1, self.labels[index].unsqueeze(1), torch.inf).amin(1)
-        return torch.where(torch.isfinite(found).all(1), worst, -torch.inf)  # NaN and overflow prove nothing
-
-    def guard(self) -> Tensor:
-        """What a margin must exceed, [n]: rounding, as for `certify`; the float32 search is checked in float64."""
-        coarse = self.double is None and self.region.dtype == torch.float32
-        return (COARSE if coarse else FINE) * self.scale
-
-    def run(self, correct: Tensor, logits: Tensor) -> None:
-        """Closes the brackets of the correctly classified examples.
-
-        Args:
-            correct: bool [n].
-            logits: at the examples, [n, classes].
-        """
-        clean = margins_at(logits, self.labels).double()
-        self.scale = 1 + logits.abs().amax(1).double()
-        self.start = self._first_order(clean)
-        guard = self.guard()
-        index = torch.nonzero(correct & (clean > guard)).squeeze(1)
-        size = clean.clamp(min=torch.finfo(torch.float64).tiny)
-        zero = torch.stack([torch.zeros_like(clean), clean - guard])  # an ε, and what its margin has above the guard
-        known = [zero, zero, zero]  # the last three
-        width = torch.full_like(clean, torch.inf)
-        eps = self._rounded(_FIRST * self.start)  # low: the more is open, the more a bound costs
-        for count in range(_MOST):
-            if len(index) == 0:
-                break
-            at = eps[index]
-            value = self.margin(index, at) - guard[index]
-            proved = value > 0  # never for NaN
-            self.low[index] = torch.where(proved, torch.maximum(self.low[index], at), self.low[index])
-            self.high[index] = torch.where(proved, self.high[index], torch.minimum(self.high[index], at))
-            # far beyond the root the bound falls exponentially
-            value = torch.where(proved, value, -size[index] * torch.log1p(-value / size[index]))
-            newest = zero.clone()
-            newest[:, index] = torch.stack([at, value])
-            known = [newest, *known[:2]]
-            slow = torch.zeros_like(proved)
-            if count % 3 == 2:  # three steps should have halved the bracket
-                slow = (self.high - self.low)[index] > width[index] / 2
-                width[index] = (self.high - self.low)[index]
-            wide = self.high[index] > _WIDE * self.low[index]
-            bent = self._bent(index, newest[0, index], newest[1, index], size[index])
-            guess = torch.where(wide, bent, _newton([point[:, index] for point in known]))
-            eps[index] = self._safe(index, guess, proved, slow)
-            index = index[~self._closed(index)]
-
-    def verified(self) -> Tensor:
-        """The radii, each with a final evaluation at exactly this ε; what fails is lowered and tried again."""
-        eps = self.low.clone()
-        graph = None if self.double is None else self.double.graph
-        guard = self.guard()
-        index = torch.nonzero(eps > 0).squeeze(1)
-        share = self.tolerance / 4
-        for _ in range(20):
-            if len(index) == 0:
-                return eps
-            found = self.margin(index, eps[index], graph)
-            index = index[~(found > guard[index])]
-            eps[index] = self._rounded(eps[index] * max(0.0, 1 - share))
-            share *= 2
-        eps[index] = 0.0
-        return eps
-
-    def _first_order(self, clean: Tensor) -> Tensor:
-        """Where the margin would vanish if it were linear, [n]: the first guess."""
-        x, norm = self.region.center, self.region.norm
-        steep = []
-        size = chunk_size(self.region)
-        for start in range(0, len(x), size):
-            part, own = x[start : start + size], self.labels[start : start + size]
-
-            def rise(logits: Tensor, own: Tensor = own) -> Tensor:
-                return -margins_at(logits, own)
-
-            _, gradient = step_up(self.graph, part, own, rise)
-            steep.append(torch.linalg.vector_norm(gradient.flatten(1).double(), _DUALS[norm], dim=1))
-        guess = clean.clamp(min=0) / torch.cat(steep)
-        spread = 1 + x.abs().max().double()
-        return torch.where(torch.isfinite(guess) & (guess > 0), guess, spread).clamp(1e-9, LARGEST)
-
-    def _bent(self, index: Tensor, eps: Tensor, value: Tensor, clean: Tensor) -> Tensor:
-        """The root of the parabola with the clean margin and its slope at 0 that passes the first evaluation."""
-        slope = clean / self.start[index]
-        bend = (clean - slope * eps - value) / eps**2
-        return 2 * clean / (slope + (slope**2 + 4 * bend * clean).clamp(min=0).sqrt())
-
-    def _safe(self, index: Tensor, guess: Tensor, proved: Tensor, slow: Tensor) -> Tensor:
-        """The ε to try next, [index]: the guess where it lies in the bracket, else a bisection."""
-        low, high = self.low[index], self.high[index]
-        # a little to the other side of the root, so that the bracket closes
-        newton = guess * (1 + torch.where(proved, self.tolerance / 4, -self.tolerance / 4))
-        top = torch.where(torch.isfinite(high), high, torch.minimum(low * _GROWTH, torch.full_like(low, LARGEST)))
-        middle = torch.where(low > 0, (low * top).sqrt(), top / 8)
-        middle = torch.where(top < 2 * low, (low + top) / 2, middle)
-        growing = ~torch.isfinite(high)
-        inside = (newton > low) & (newton < top) & ~slow
-        chosen = torch.where(inside, newton, torch.where(growing, top, middle))
-        margin = torch.minimum(0.05 * (top - low), self.tolerance / 8 * top)
-        chosen = torch.where(growing, chosen.clamp(min=1.02 * low), torch.clamp(chosen, low + margin, top - margin))
-        return self._rounded(torch.minimum(chosen, torch.full_like(chosen, LARGEST)))
-
-    def _closed(self, index: Tensor) -> Tensor:
-        low, high = self.low[index], self.high[index]
-        narrow = torch.isfinite(high) & (high - low <= 0.75 * self.tolerance * high)
-        return narrow | (low >= LARGEST) | (high < 1e-9 * self.start[index])
-
-    def _rounded(self, eps: Tensor) -> Tensor:
-        """As the region will hold it."""
-        return eps.to(self.region.dtype).double()
+def _joined(parts: list[Radius], settings: dict[str, Any]) -> Radius:
+    columns = ("certified", "attacked", "adversarial", "evaluations", "labels", "predictions")
+    found = [torch.cat([getattr(part, name) for part in parts]) for name in columns]
+    seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in parts[0].seconds}
+    return Radius(*found, arithmetic=parts[0].arithmetic, seconds=seconds, settings=settings)
 
 
-def _newton(known: list[Tensor]) -> Tensor:
-    """Where the margin vanishes by the last three evaluations (inverse quadratic), or else by the last two (secant).
-
-    Args:
-        known: ε and margin, [2, n], the newest first.
-
-    Returns:
-        [n]; NaN or far away where the evaluations say nothing.
-    """
-    (e2, f2), (e1, f1), (e0, f0) = known
-    secant = e2 - f2 * (e2 - e1) / (f2 - f1)
-    inverse = (
-        e0 * f1 * f2 / ((f0 - f1) * (f0 - f2))
-        + e1 * f0 * f2 / ((f1 - f0) * (f1 - f2))
-        + e2 * f0 * f1 / ((f2 - f0) * (f2 - f1))
-    )
-    first, last = torch.minimum(e1, e2), torch.maximum(e1, e2)
-    crossed = (f1 > 0) != (f2 > 0)
-    usable = torch.isfinite(inverse) & (~crossed | ((inverse > first) & (inverse < last)))
-    return torch.where(usable, inverse, secant)
-
-
-def _attacked(
-    model: nn.Module | Graph, search: _Search, certified: Tensor, attacked: Tensor, options: AttackOptions
-) -> tuple[Tensor, Tensor]:
-    """The smallest distances at which PGD changes the answer, and the points; 0 in `attacked`: nothing to do."""
-    x, norm, labels = search.region.center, search.region.norm, search.labels
-    points = x.clone()
-    withstood = certified.clone()
-    eps = torch.maximum(search.start, 1.1 * certified).clamp(max=LARGEST)
-    todo = torch.nonzero(attacked > 0).squeeze(1)
-    shrinks = torch.zeros_like(labels)
-    for count in range(20 + _SHRINKS):
-        if len(todo) == 0:
-            break
-        region = ball(norm, x[todo], search._rounded(eps[todo]), search.region.clip)
-        given = replace(options, seed=options.seed + count)
-        found = pgd(model, region, labels[todo], given.steps, None, given.restarts, given.targeted, None, given.seed)
-        hit = found.success & region.contains(found.points)
-        best, distance = _nearest(model, search.region, todo, found.points, hit)
-        better = distance < attacked[todo]
-        points[todo[better]], attacked[todo[better]] = best[better], distance[better]
-        failed = todo[~better]
-        withstood[failed] = torch.maximum(withstood[failed], eps[failed])
-        known = torch.isfinite(attacked[todo])
-        shrinks[todo[known]] += 1
-        eps[todo] = torch.where(known, (withstood[todo] + attacked[todo]) / 2, (2 * eps[todo]).clamp(max=LARGEST))
-        close = known & (attacked[todo] - withstood[todo] <= 0.01 * attacked[todo])
-        todo = todo[~(close | (shrinks[todo] > _SHRINKS) | (withstood[todo] >= LARGEST))]
-    return attacked, points
-
-
-def _nearest(
-    model: nn.Module | Graph, region: Region, index: Tensor, points: Tensor, hit: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Moves adversarial points towards their examples while the answer stays wrong; each is run alone at last.
-
-    Args:
-        model: the network.
-        region: the examples.
-        index: of the points' examples, int64 [points].
-        points: [points, *shape].
-        hit: which of them are adversarial.
-
-    Returns:
-        The points, and their distances, infinite where the answer is right.
-    """
-    x = region.center[index]
-    shape = (-1, *(1,) * (x.dim() - 1))
-    labels = _labels_of(model, x)
-    near = torch.ones(len(x), dtype=torch.float64, device=x.device)
-    far = torch.zeros_like(near)
-    best = points.clone()
-    for _ in range(_GOALS):
-        share = (near + far) / 2
-        there = x + share.to(x.dtype).reshape(shape) * (points - x)
-        wrong = _labels_of(model, there) != labels
-        near, far = torch.where(wrong, share, near), torch.where(wrong, far, share)
-        best = torch.where(wrong.reshape(shape), there, best)
-    if region.clip is not None:
-        best = best.clamp(*region.clip)
-    distance = torch.linalg.vector_norm((best.double() - x.double()).flatten(1), _NORMS[region.norm], dim=1)
-    for row in torch.nonzero(hit).squeeze(1).tolist():
-        for candidate in (best, points):
-            if bool(_labels_of(model, candidate[row : row + 1]) != labels[row]):
-                best[row] = candidate[row]
-                break
-        else:
-            hit = hit.index_fill(0, torch.tensor([row], device=hit.device), False)
-        distance[row] = torch.linalg.vector_norm((best[row].double() - x[row].double()).flatten(), _NORMS[region.norm])
-    return best, torch.where(hit, distance, torch.inf)
-
-
-def _labels_of(model: nn.Module | Graph, points: Tensor) -> Tensor:
-    return model(points).argmax(1)
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Generator[None, None, None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start

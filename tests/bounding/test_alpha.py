@@ -183,7 +183,8 @@ def test_proved_rows_are_left_alone_and_open_ones_go_on() -> None:
 
 def test_names_of_methods() -> None:
     assert find_method("alpha:7") is not None and find_method("alpha-sign") is METHODS["alpha-sign"]
-    for name in ("alpha:", "alpha:0", "alpha:-1", "alpha:x", "dual:3", "alpha:٣"):
+    assert find_method("split:2") is not None and find_method("lp") is not None
+    for name in ("lp:1", "split:", "alpha:", "alpha:0", "alpha:-1", "alpha:x", "dual:3", "alpha:٣"):
         assert find_method(name) is None
         with pytest.raises(InputError, match="not known"):
             margins(nn.Linear(2, 2).eval(), LinfBall(torch.zeros(1, 2), 0.1), torch.tensor([0]), name)

@@ -164,7 +164,7 @@ def block_of(layout: Layout, rows: Functionals, levels: tuple[Level, ...]) -> Bl
     return Block(parts, layout.block(rows.input), layout.block(rows.constant))
 
 
-def _lowest(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> tuple[Tensor, Tensor]:
+def lowest(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> tuple[Tensor, Tensor]:
     """The least value of functionals over each set, the largest over the sets, and the point where it is taken."""
     value = point = None
     for dual, radius, middle in sets:
@@ -175,6 +175,8 @@ def _lowest(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> tuple[
             elif dual == 2:
                 length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
                 direction = scaled / torch.where(length > 0, length, 1.0)
+            elif not c.shape[-1]:  # the rows read nothing of the input
+                direction = c
             else:
                 best = scaled.abs().argmax(-1, keepdim=True)
                 direction = torch.zeros_like(c).scatter(-1, best, c.gather(-1, best).sign())
@@ -213,7 +215,7 @@ def dual_value(net: Network, block: Block, slopes: list[Tensor]) -> tuple[Tensor
         above = torch.cat([nu, above], -1)
         met.append(c)
     c = torch.baddbmm(block.input, above, net.input)
-    low, point = _lowest(net.sets, c)
+    low, point = lowest(net.sets, c)
     return total + (above * net.constant.unsqueeze(1)).sum(-1) + low, met[::-1], point
 
 

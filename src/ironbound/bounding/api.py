@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.memory import DEFAULT_BUDGET
-from ironbound.bounding.methods import METHODS, Method, example_bytes, find_method, identity_rows
+from ironbound.bounding.methods import EXACT, METHODS, Method, example_bytes, find_method, identity_rows
 from ironbound.bounding.precision import full_precision
 from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
@@ -45,7 +45,8 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
         model: a feed-forward network in evaluation mode, or its graph.
         region: the inputs, e.g. `LinfBall(x, 0.1)` with x of shape [batch, *input shape].
         method: one of `METHODS`: "interval", "dual", "dual+interval", "crown", "crown-ibp", "alpha" ("alpha:100": with
-            100 iterations, not 20), "alpha-sign".
+            100 iterations, not 20), "alpha-sign"; or of `EXACT`: "lp", "milp" (right up to the solver's tolerances),
+            "split" ("split:10": 10 seconds for an example, not 60), which have no gradients.
         memory: bytes that the rows of one step may take (default 2 GiB).
 
     Returns:
@@ -181,7 +182,7 @@ def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
     Args:
         model: a network in evaluation mode, or its graph.
         region: the inputs.
-        method: one of `METHODS`.
+        method: see `bounds`.
 
     Returns:
         The graph.
@@ -213,7 +214,7 @@ def _method(name: str) -> Method:
     """The method of a name, or an InputError that lists all."""
     found = find_method(name)
     if found is None:
-        raise InputError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
+        raise InputError(f"method {name!r} is not known; choose one of {', '.join((*METHODS, *EXACT))}")
     return found
 
 

@@ -147,6 +147,29 @@ def lower_bound(
     Returns:
         [rows].
     """
+    total, at_input = to_input(graph, lines, region, start, rows, known)
+    if at_input is None:
+        return total
+    down, _ = reach(at_input, region.sets())
+    return total + at_input.dot(region.center) - down
+
+
+def to_input(
+    graph: Graph, lines: Mapping[int, Lines], region: Region, start: int, rows: Rows, known: Mapping[int, Range]
+) -> tuple[Tensor, Rows | None]:
+    """The walk of `lower_bound` up to the input: there each functional is above a linear function of the input.
+
+    Args:
+        graph: the network.
+        lines: the relaxation of every relaxed node below `start` that is not in `known`.
+        region: the inputs.
+        start: the node that the rows read.
+        rows: the functionals.
+        known: nodes at which the walk stops, with centre and radius of their values, each [batch, *shape].
+
+    Returns:
+        Constants [rows], and functionals of the input, or None where the walk stopped above it.
+    """
     pending: dict[int, Rows] = {start: rows}
     total = rows.coefficients.new_zeros(len(rows))
 
@@ -162,8 +185,7 @@ def lower_bound(
             center, radius = known[index]
             total = total + current.dot(center) - current.norm(Set(1, radius))
         elif index == 0:
-            down, _ = reach(current, region.sets())
-            total = total + current.dot(region.center) - down
+            return total, current
         elif isinstance(node.operator, Affine):
             shapes = tuple(graph.nodes[source].shape for source in node.inputs)
             total = total + current.dot(node.operator.constant(shapes, region.center))
@@ -173,4 +195,4 @@ def lower_bound(
             pull = current.pull_lines(lines[index], isinstance(node.operator, Maximum))
             total = total + pull.lower
             push(node.inputs[0], pull.rows)  # type: ignore[arg-type]
-    return total
+    return total, None

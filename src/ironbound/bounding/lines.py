@@ -89,7 +89,7 @@ def lines_state(
         source = node.inputs[0]
         low, high = intervals[source].ends()
         if intermediate == "walk":  # for each reader anew: another one may leave other neurons open
-            low, high = _walked(state, source, operator, (low, high), budget)
+            low, high = walked_bounds(state, source, operator, (low, high), budget)
         if isinstance(operator, Maximum):
             state.lines[index] = operator.lines(low, high)
         else:
@@ -102,7 +102,7 @@ def lines_state(
     return state
 
 
-def _walked(state: LinesState, target: int, operator: object, interval: Range, budget: int | None) -> Range:
+def walked_bounds(state: LinesState, target: int, operator: object, interval: Range, budget: int | None) -> Range:
     """Bounds of node `target` by walks, for the neurons that intervals leave open."""
     low, high = interval
     with torch.no_grad():

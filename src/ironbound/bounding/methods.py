@@ -5,6 +5,7 @@ To add one, write its composition here and one line in `METHODS`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,14 +118,29 @@ METHODS: dict[str, Method] = {
 }
 
 
+# what is built on bounds, named here and imported where it is used: (module, function)
+EXACT: dict[str, tuple[str, str]] = {
+    "lp": ("ironbound.exact.linear", "lp"),
+    "milp": ("ironbound.exact.mixed", "mixed"),
+    "split": ("ironbound.exact.bounded", "searched"),
+}
+
+
 def find_method(name: str) -> Method | None:
-    """The method of a name: one of `METHODS`, or "alpha:100", which is "alpha" with 100 iterations in place of 20."""
-    if name in METHODS:
-        return METHODS[name]
-    plain, _, count = name.partition(":")
-    if plain != "alpha" or not (count.isascii() and count.isdigit() and int(count) > 0):
+    """The method of a name: one of `METHODS` or `EXACT`, or one with a number.
+
+    "alpha:100" is "alpha" with 100 iterations in place of 20, "split:10" and "milp:10" may take 10 seconds in place of
+    60 for an example.
+    """
+    plain, given, number = name.partition(":")
+    counted = number.isascii() and number.isdigit() and int(number) > 0
+    if given and not (counted and plain in ("alpha", "split", "milp")):
         return None
-    return partial(alpha, ascent=Ascent(int(count)))
+    if plain in EXACT:
+        module, function = EXACT[plain]
+        method = getattr(importlib.import_module(module), function)
+        return partial(method, seconds=float(number)) if given else method
+    return partial(alpha, ascent=Ascent(int(number))) if given else METHODS.get(plain)
 
 
 def example_bytes(graph: Graph, element_size: int) -> int:

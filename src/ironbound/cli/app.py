@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ import ironbound
 from ironbound.cli.attack import attack
 from ironbound.cli.certify import certify
 from ironbound.cli.demo import demo
+from ironbound.cli.radius import radius
 from ironbound.cli.train import train
+from ironbound.cli.verify import verify
 
 app = typer.Typer(
     name="ironbound",
@@ -21,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, certify, attack, train):
+for command in (demo, certify, attack, radius, train, verify):
     app.command()(command)
 
 
@@ -41,5 +44,5 @@ def _root(
 
 
 def main() -> None:
-    """Runs the program on the arguments of the process."""
-    app()
+    """Runs the program on the arguments of the process; commands with a time limit learn when that began."""
+    app(obj=time.monotonic() - time.process_time())

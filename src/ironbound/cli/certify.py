@@ -25,10 +25,15 @@ def certify(
     methods: Annotated[
         str,
         typer.Option(
-            help="Proof methods in order, by commas: interval, dual, dual+interval, crown, crown-ibp, alpha.",
+            help="Proof methods in order, by commas: interval, dual, dual+interval, crown, crown-ibp, alpha, lp; "
+            "then split or milp, which search until the example is decided.",
             rich_help_panel="Query",
         ),
     ] = "interval,dual",
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds that split or milp may take for an example.", rich_help_panel="Query"),
+    ] = None,
     attack: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +68,6 @@ def certify(
     attack = attack or ("none" if detect else "pgd")
     run(
         Source(arch, weights, factory, data, data_dir, split, limit, range_, run_folder),
-        Query(eps, norm, clip, names, attack, attack_steps, restarts, targeted, seed, detect),
+        Query(eps, norm, clip, names, attack, attack_steps, restarts, targeted, seed, detect, budget),
         Output(store, shard, save_adversarial, per_class, json, quiet, threads, device),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -13,12 +13,14 @@ from ironbound.cli.session import Watch, exit_codes, parse_clip, parse_range
 from ironbound.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification
+    from ironbound.certified_radius import Radius
     from ironbound.data import Dataset
 
+Answer = TypeVar("Answer", "Certification", "Radius")
 _PIXELS = ("digits", "mnist", "fashion-mnist", "cifar10", "svhn")
 
 
@@ -51,6 +53,7 @@ class Query:
     targeted: bool = False
     seed: int = 0
     detect: bool = False
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def run(source: Source, query: Query, output: Output) -> None:
     Raises:
         BadParameter: neither data and radius nor a run folder that knows them are named.
     """
-    if _run_folder(source) is None and (source.data is None or query.eps is None):
+    if run_folder(source) is None and (source.data is None or query.eps is None):
         raise typer.BadParameter("name the data and the radius (--data, --eps), or the folder of a run.")
     with exit_codes():
         watch = Watch(output.quiet or output.json, output.store)
@@ -89,45 +92,90 @@ def run(source: Source, query: Query, output: Output) -> None:
             print_table(result, output.per_class)
 
 
-def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Certification:
+@dataclass(frozen=True)
+class Opened:
+    """What the options name, in memory, and the options with what a run folder added."""
+
+    model: nn.Module
+    source: Source
+    query: Query
+    dataset: Dataset
+    start: int
+    stop: int
+
+    @property
+    def inputs(self) -> Tensor:
+        """The chosen examples."""
+        return self.dataset.inputs[self.start : self.stop]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Their labels, or None where the predictions take their place."""
+        return None if self.query.detect else self.dataset.labels[self.start : self.stop]
+
+
+def open_all(source: Source, query: Query, output: Output) -> Opened:
+    """Opens network and data, and sets what the options say about threads and device.
+
+    Args:
+        source: the network and the examples.
+        query: what is asked.
+        output: says which threads and which device.
+
+    Returns:
+        All of it.
+
+    Raises:
+        InputError: something does not fit, or is not named.
+    """
     parse_clip(query.clip)
     import torch
 
-    from ironbound.certification import certify
     from ironbound.data import load
 
     if output.threads is not None:
         torch.set_num_threads(output.threads)
     model, source, query = _opened(source, query)
-    if source.data is None or query.eps is None:
+    if source.data is None:
         raise InputError(f"{source.run or source.weights} does not say which data it is for; give --data.")
     dataset = load(source.data, source.split, source.data_dir)
     start, stop = parse_range(source.range, source.limit, len(dataset))
-    model = to_device(model, output.device)
+    return Opened(to_device(model, output.device), source, query, dataset, start, stop)
+
+
+def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Certification:
+    from ironbound.certification import certify
+
+    given = open_all(source, query, output)
+    query = given.query
+    if query.eps is None:
+        raise InputError(f"{source.run or source.weights} does not say which radius; give --eps.")
     with watch:
         result = certify(
-            model,
-            dataset.inputs[start:stop],
-            None if query.detect else dataset.labels[start:stop],
+            given.model,
+            given.inputs,
+            given.labels,
             eps=query.eps,
             norm=query.norm or "linf",
             clip=parse_clip(query.clip),
             methods=query.methods,
-            attack=_attack(query),
+            attack=attack_options(query),
             store=output.store,
             shard=output.shard,
             progress=watch,
+            budget=query.budget,
         )
-    return with_origin(result, source, dataset, start, stop)
+    return with_origin(result, given.source, given.dataset, given.start, given.stop)
 
 
-def _run_folder(source: Source) -> Path | None:
+def run_folder(source: Source) -> Path | None:
+    """The folder of a training run, where the options name one."""
     return source.run or (source.weights if source.weights is not None and source.weights.is_dir() else None)
 
 
 def _opened(source: Source, query: Query) -> tuple[nn.Module, Source, Query]:
     """The network; a run folder also fills in what no option says: data, ε, norm and clipping range."""
-    weights, folder = source.weights, _run_folder(source)
+    weights, folder = source.weights, run_folder(source)
     if folder is None:
         from ironbound.models import open_model
 
@@ -170,7 +218,8 @@ def to_device(model: nn.Module, device: str) -> nn.Module:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _attack(query: Query) -> AttackOptions | None:
+def attack_options(query: Query) -> AttackOptions | None:
+    """The attack that the options describe."""
     from ironbound.cascade import AttackOptions
 
     if query.attack == "none":
@@ -178,7 +227,7 @@ def _attack(query: Query) -> AttackOptions | None:
     return AttackOptions(query.attack, query.attack_steps, query.restarts, query.targeted, query.seed)
 
 
-def with_origin(result: Certification, source: Source, dataset: Dataset, start: int, stop: int) -> Certification:
+def with_origin(result: Answer, source: Source, dataset: Dataset, start: int, stop: int) -> Answer:
     """Adds what the library cannot know: where network and data came from, and their unit."""
     named = (source.factory, source.arch, None if source.weights is None else str(source.weights))
     origin: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -28,10 +29,15 @@ def print_table(result: Certification, per_class: bool = False, console: Console
         console: another place to print to.
     """
     summary = result.summary(per_class)
-    parts: list[RenderableType] = [_settings(result), _rates(summary), _decided(summary)]
+    parts: list[RenderableType] = [settings_grid(describe(result)), _rates(summary), _decided(summary)]
     if per_class:
         parts.append(_per_class(summary))
-    parts.append(_seconds(result))
+    parts.append(seconds_line(result.seconds))
+    show(parts, console)
+
+
+def show(parts: list[RenderableType], console: Console | None = None) -> None:
+    """Prints the parts of a report on stdout, or on another console."""
     console = console or Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:  # a pipe has no width: lines must not be folded at 80 columns
         console.width = max(console.width, 160)
@@ -52,9 +58,9 @@ def describe(result: Certification) -> list[tuple[str, str]]:
     radius = f"{eps:g}" if isinstance(eps, float) else f"{eps[0]:g} to {eps[1]:g}"
     network = f"{settings.get('network', '')} (sha256 {settings['network_sha256'][:12]}…)".strip()
     return [
-        ("data", _data(result)),
+        ("data", data_words(result.settings, len(result))),
         ("network", network),
-        ("region", f"ε = {radius} ({settings['unit']}), norm {settings['norm']}, {_clip(clip)}"),
+        ("region", f"ε = {radius} ({settings['unit']}), norm {settings['norm']}, {clip_words(clip)}"),
         ("methods", ", ".join(settings["methods"]) or "none"),
         ("attack", _attack(attack)),
         ("arithmetic", "; ".join(f"{name}: {count}" for name, count in result.summary()["arithmetic"].items())),
@@ -62,16 +68,18 @@ def describe(result: Certification) -> list[tuple[str, str]]:
     ]
 
 
-def _data(result: Certification) -> str:
-    data = result.settings.get("data")
+def data_words(settings: Mapping[str, Any], examples: int) -> str:
+    """What is said of the data."""
+    data = settings.get("data")
     if data is None:
-        return f"{len(result)} examples (sha256 {result.settings['data_sha256'][:12]}…)"
+        return f"{examples} examples (sha256 {settings['data_sha256'][:12]}…)"
     start, stop = data["range"]
     notes = "".join(f"\n! {note}" for note in data["notes"])
-    return f"{data['name']} {data['split']}, examples {start} to {stop - 1} ({len(result)}){notes}"
+    return f"{data['name']} {data['split']}, examples {start} to {stop - 1} ({examples}){notes}"
 
 
-def _clip(clip: list[float] | None) -> str:
+def clip_words(clip: list[float] | None) -> str:
+    """What is said of the range of the inputs."""
     return "not clipped" if clip is None else f"clipped to [{clip[0]:g}, {clip[1]:g}]"
 
 
@@ -86,11 +94,12 @@ def _attack(attack: dict[str, Any] | None) -> str:
     )
 
 
-def _settings(result: Certification) -> RenderableType:
+def settings_grid(lines: list[tuple[str, str]]) -> RenderableType:
+    """The head of a report: pairs of name and value, one below the other."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name, value in describe(result):
+    for name, value in lines:
         grid.add_row(name, Text(value))
     return grid
 
@@ -140,5 +149,6 @@ def _per_class(summary: dict[str, Any]) -> RenderableType:
     return Group("", table, "")
 
 
-def _seconds(result: Certification) -> RenderableType:
-    return Text("seconds: " + ", ".join(f"{stage} {spent:.2f}" for stage, spent in result.seconds.items()), style="dim")
+def seconds_line(seconds: Mapping[str, float]) -> RenderableType:
+    """What each stage took."""
+    return Text("seconds: " + ", ".join(f"{stage} {spent:.2f}" for stage, spent in seconds.items()), style="dim")

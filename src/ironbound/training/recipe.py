@@ -176,11 +176,11 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Evaluation:
-        from ironbound.bounding import METHODS, find_method
+        from ironbound.bounding import EXACT, METHODS, find_method
 
         for method in self.methods:
             if find_method(method) is None:
-                raise ValueError(f"method {method!r} is not known{nearest(method, tuple(METHODS))}")
+                raise ValueError(f"method {method!r} is not known{nearest(method, (*METHODS, *EXACT))}")
         return self
 
 

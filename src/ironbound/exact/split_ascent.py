@@ -1,0 +1,174 @@
+"""The ascent over slopes, split multipliers and shares of rows, for many subproblems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ironbound.exact.split_bounds import Multipliers, Slopes, Walk, fixed, gradient, walk
+from ironbound.exact.split_relaxation import Relaxation
+
+_MOMENTS = (0.7, 0.99)
+_REGROUP = 4  # iterations after which closed subproblems are left out
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How an ascent steps.
+
+    Attributes:
+        iterations: most steps.
+        slope: first step of a slope.
+        beta: first step of a multiplier, as a share of the coefficients that the row has at its level.
+        weight: first step of a row's share.
+        last: the share of the first step that the last one has.
+    """
+
+    iterations: int = 20
+    slope: float = 0.25
+    beta: float = 0.25
+    weight: float = 0.1
+    last: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best bound found for each subproblem.
+
+    Attributes:
+        value: [n]; -inf where nothing finite was found.
+        at: what gives it.
+        point: the input where it is taken, [n, input elements].
+    """
+
+    value: Tensor
+    at: Multipliers
+    point: Tensor
+
+
+class _Climb:
+    """An ascent; every tensor of its state has one entry per subproblem."""
+
+    def __init__(self, net: Relaxation, at: Multipliers, clause: Tensor) -> None:
+        self.net, self.at = net, at
+        self.lines = fixed(net, at.signs)
+        self.rows = net.membership()[clause]
+        self.value = torch.full_like(at.weight[:, 0], -torch.inf)
+        self.kept = at
+        self.point = net.input.new_zeros((len(clause), net.input.shape[1]))
+        self.mean = self.square = None
+        self.scale: Tensor | None = None
+
+    def look(self) -> tuple[Walk, Slopes]:
+        """Bounds at the present multipliers; keeps what is better."""
+        found = walk(self.net, self.lines, self.at)
+        better = (found.value > self.value) & torch.isfinite(found.value)  # an overflow is no bound
+        self.value = torch.where(better, found.value, self.value)
+        one = better.unsqueeze(1)
+        self.kept = Multipliers(
+            self.at.signs,
+            torch.where(one, self.at.t, self.kept.t),
+            torch.where(one, self.at.beta, self.kept.beta),
+            torch.where(one, self.at.weight, self.kept.weight),
+        )
+        self.point = torch.where(one, found.point, self.point)
+        return found, gradient(self.net, self.lines, found)
+
+    def step(self, count: int, pace: Pace) -> None:
+        """One step with moments per multiplier, projected onto what is allowed."""
+        found, slopes = self.look()
+        if self.scale is None:
+            size = torch.empty_like(found.met)
+            for columns in self.net.levels:
+                size[:, columns] = found.met[:, columns].abs().mean(1, keepdim=True)
+            self.scale = torch.maximum(size, found.met.abs())
+        rate = pace.last ** ((count - 1) / max(1, pace.iterations - 1))
+        t, beta, weight = self._directions(slopes, count)
+        self.at = Multipliers(
+            self.at.signs,
+            (self.at.t + rate * pace.slope * t).clamp_(0, 1),
+            torch.addcmul(self.at.beta, beta, self.scale, value=rate * pace.beta).clamp_(min=0),
+            self.at.weight
+            if len(self.net.clause) == len(self.net.guard)
+            else onto_simplex(self.at.weight + rate * pace.weight * weight, self.rows),
+        )
+
+    def _directions(self, slopes: Slopes, count: int) -> list[Tensor]:
+        news = [slopes.t, slopes.beta, slopes.weight]
+        if self.mean is None or self.square is None:
+            self.mean, self.square = [torch.zeros_like(g) for g in news], [torch.zeros_like(g) for g in news]
+        bias, spread = 1 - _MOMENTS[0] ** count, 1 - _MOMENTS[1] ** count
+        found = []
+        for i, g in enumerate(news):
+            self.mean[i] = torch.lerp(g, self.mean[i], _MOMENTS[0])
+            self.square[i] = torch.lerp(g * g, self.square[i], _MOMENTS[1])
+            size = (self.square[i] / spread).sqrt_().add_(torch.finfo(g.dtype).tiny ** 0.5)
+            found.append(self.mean[i] / bias / size)
+        return found
+
+    def restricted(self, index: Tensor) -> None:
+        """Goes on with some of the subproblems only."""
+        self.at, self.kept = self.at.take(index), self.kept.take(index)
+        self.lines = fixed(self.net, self.at.signs)
+        for name in ("rows", "value", "point", "scale"):
+            setattr(self, name, getattr(self, name)[index])
+        assert self.mean is not None and self.square is not None
+        self.mean, self.square = [m[index] for m in self.mean], [s[index] for s in self.square]
+
+
+def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Best:
+    """The best bounds that an ascent visits; a subproblem above its clause's guard is not worked on further.
+
+    Args:
+        net: the relaxed network.
+        at: where to begin.
+        clause: of each subproblem, int64 [n].
+        pace: of the ascent.
+
+    Returns:
+        The bounds.
+    """
+    climb = _Climb(net, at, clause)
+    index = torch.arange(len(clause), device=clause.device)
+    value, point = climb.value.clone(), climb.point.clone()
+    kept = [at.t.clone(), at.beta.clone(), at.weight.clone()]
+
+    def enter() -> None:
+        value[index], point[index] = climb.value, climb.point
+        for whole, part in zip(kept, (climb.kept.t, climb.kept.beta, climb.kept.weight), strict=True):
+            whole[index] = part
+
+    for count in range(1, pace.iterations + 1):
+        climb.step(count, pace)
+        if count % _REGROUP == 1:
+            still = torch.nonzero(~(climb.value > net.guard[clause[index]])).squeeze(1)
+            if 4 * len(still) <= 3 * len(index):
+                enter()
+                index = index[still]
+                if len(index) == 0:
+                    break
+                climb.restricted(still)
+    if len(index):
+        climb.look()
+        enter()
+    return Best(value, Multipliers(at.signs, *kept), point)
+
+
+def onto_simplex(weight: Tensor, rows: Tensor) -> Tensor:
+    """The nearest shares >= 0 with the sum 1 over the rows of each clause.
+
+    Args:
+        weight: [n, rows].
+        rows: which rows count, as 0 and 1, [n, rows].
+
+    Returns:
+        [n, rows], 0 at the other rows.
+    """
+    ordered = torch.where(rows > 0, weight, -torch.inf).sort(1, descending=True).values
+    number = torch.arange(1, weight.shape[1] + 1, device=weight.device)
+    excess = (torch.where(torch.isfinite(ordered), ordered, 0.0).cumsum(1) - 1) / number
+    last = ((ordered - excess > 0).sum(1, keepdim=True) - 1).clamp(min=0)
+    found = (weight - excess.gather(1, last)).clamp(min=0) * rows
+    return found / found.sum(1, keepdim=True)

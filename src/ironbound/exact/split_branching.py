@@ -1,0 +1,86 @@
+"""Which neuron to split: a score picks a few of them, and bounding both sides of each decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ironbound.exact.split_bounds import Multipliers, Slopes, Walk, fixed, gradient, walk
+from ironbound.exact.split_relaxation import Relaxation
+
+CANDIDATES = 4
+
+
+def splittable(net: Relaxation, signs: Tensor) -> Tensor:
+    """Which neurons of subproblems may still be split, bool [n, columns]."""
+    return net.splittable & (signs == 0)
+
+
+def scores(net: Relaxation, at: Multipliers, found: Walk, slopes: Slopes) -> Tensor:
+    """How much the bound owes to each neuron's relaxation.
+
+    The coefficient of the neuron's output times the distance of the line that it took from the neuron itself, at the
+    point where the bound is taken and, should that be a point where the line is exact, at the kink.
+
+    Args:
+        net: the relaxed network.
+        at: the subproblems.
+        found: their walk.
+        slopes: the gradient there.
+
+    Returns:
+        [n, columns]; -inf at neurons that cannot be split.
+    """
+    z = slopes.reached
+    low = net.lower
+    left, right = low[0] * z + low[2], (low[0] + low[1]) * z + low[2] + low[3]
+    gap = found.slope * z + found.height - torch.maximum(left, right)
+    at_kink = found.slope * net.knot + found.height - (low[0] * net.knot + low[2])
+    score = found.met.abs() * (gap.abs() + at_kink.abs())
+    return score.masked_fill(~splittable(net, at.signs), -torch.inf)
+
+
+def halves(at: Multipliers, column: Tensor) -> Multipliers:
+    """Both sides of a split of each subproblem: the upper sides, then the lower ones.
+
+    Args:
+        at: the subproblems.
+        column: which neuron of each, int64 [n].
+
+    Returns:
+        2 n subproblems that go on from the multipliers of the one that they come from.
+    """
+    place = column.unsqueeze(1)
+    sides = [at.signs.scatter(1, place, sign) for sign in (1.0, -1.0)]
+    twice = [torch.cat([part, part]) for part in (at.t, at.beta.scatter(1, place, 0.0), at.weight)]
+    return Multipliers(torch.cat(sides), *twice)
+
+
+def chosen(net: Relaxation, at: Multipliers, clause: Tensor, candidates: int = CANDIDATES) -> Tensor:
+    """The neuron that each subproblem is split at.
+
+    Source: De Palma et al. (2021), "Improved branch and bound for neural network verification via Lagrangian
+    decomposition", section 4 (filtered smart branching); Bunel et al. (2020) for the score's idea.
+
+    Args:
+        net: the relaxed network.
+        at: the subproblems, each with a neuron left to split.
+        clause: of each, int64 [n].
+        candidates: how many neurons are bounded.
+
+    Returns:
+        Columns, int64 [n].
+    """
+    lines = fixed(net, at.signs)
+    found = walk(net, lines, at)
+    score = scores(net, at, found, gradient(net, lines, found))
+    best = torch.topk(score, min(candidates, net.width), 1)
+    gains = []
+    for column in best.indices.unbind(1):
+        both = halves(at, column)
+        after = walk(net, fixed(net, both.signs), both).value
+        gain = (torch.minimum(after, net.guard[clause].repeat(2)) - found.value.repeat(2)).clamp(min=1e-6)
+        up, down = gain.chunk(2)
+        gains.append(torch.minimum(up, down) + 0.1 * torch.maximum(up, down))
+    rank = torch.where(torch.isfinite(best.values), torch.stack(gains, 1), -torch.inf).argmax(1, keepdim=True)
+    return best.indices.gather(1, rank).squeeze(1)

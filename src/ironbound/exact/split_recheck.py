@@ -1,0 +1,99 @@
+"""The bounds of a search's leaves computed again, in another arithmetic: a float32 search ends as a float64 proof."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ironbound.bounding.alpha import AlphaState, alpha_state
+from ironbound.bounding.alpha_dual import Ascent
+from ironbound.bounding.memory import CACHE
+from ironbound.bounding.methods import METHODS
+from ironbound.bounding.precision import full_precision
+from ironbound.exact.query import Query
+from ironbound.exact.split_ascent import Pace, climbed
+from ironbound.exact.split_bounds import Multipliers
+from ironbound.exact.split_leaf import solved
+from ironbound.exact.split_relaxation import Relaxation, of_state
+from ironbound.exact.split_tree import Tree, covers
+
+_PACE = Pace(iterations=40, slope=0.1, beta=0.1)
+
+
+@torch.no_grad()
+def recheck(query: Query, tree: Tree, memory: int | None = None) -> Tensor:
+    """Bounds every leaf anew from its sign clamps; slopes and multipliers that the tree has are where it begins.
+
+    Args:
+        query: the network, region and clauses of the search, in the arithmetic to trust.
+        tree: the leaves.
+        memory: bytes that the rows of one step may take, or None.
+
+    Returns:
+        For each clause a number that its largest row exceeds at every point of the region, [clauses]; -inf where the
+        leaves leave something out.
+    """
+    with full_precision(query.region.center.device):
+        known = [METHODS[name](query.graph, query.region, memory).layers() for name in ("dual", "crown")]
+        state = alpha_state(query.graph, query.region, known, Ascent(20), memory)
+        net = of_state(state, query.clauses)
+        lower = net.constant.new_full((len(query.clauses),), torch.inf)
+        signs, possible = _clamps(net, state, tree)
+        length = max(1, CACHE // (net.constant.element_size() * (12 * net.width + 6 * net.input.shape[1])))
+        for piece in torch.nonzero(possible).flatten().split(length):
+            value = _values(net, _multipliers(net, tree, signs[piece], piece), tree.clause[piece])
+            lower = lower.scatter_reduce(0, tree.clause[piece], value, "amin")
+        whole = [covers(tree, clause) for clause in range(len(lower))]
+        return torch.where(torch.tensor(whole, device=lower.device), lower, -torch.inf)
+
+
+def _values(net: Relaxation, at: Multipliers, clause: Tensor) -> Tensor:
+    best = climbed(net, at, clause, _PACE)
+    value = best.value
+    for leaf in torch.nonzero(~(value > net.guard[clause])).flatten():
+        one = best.at.take(leaf.unsqueeze(0))
+        exact = solved(net, one, int(clause[leaf]))
+        if exact is not None:
+            value[leaf] = torch.maximum(value[leaf], exact.value[0])
+    return value
+
+
+def _columns(net: Relaxation, tree: Tree) -> tuple[Tensor, Tensor]:
+    """For each column of the tree its place in the network, int64 [columns], and whether it is open there."""
+    if net.width == 0 or len(tree.node) == 0:
+        return torch.zeros_like(tree.node), torch.zeros_like(tree.node, dtype=torch.bool)
+    same = (tree.node.unsqueeze(1) == net.nodes) & (tree.neuron.unsqueeze(1) == net.neurons)
+    return same.to(torch.uint8).argmax(1), same.any(1)
+
+
+def _clamps(net: Relaxation, state: AlphaState, tree: Tree) -> tuple[Tensor, Tensor]:
+    """The leaves' signs as the network has its columns, [leaves, columns], and which leaves may hold a point."""
+    # a neuron that is closed on one side of its kink has no column; a leaf on the other side is empty
+    place, present = _columns(net, tree)
+    signs = net.constant.new_zeros((len(tree), net.width))
+    signs[:, place[present]] = tree.signs[:, present].to(signs.dtype)
+    possible = torch.ones(len(tree), dtype=torch.bool, device=signs.device)
+    clamped = (tree.signs != 0).any(0)
+    for column in torch.nonzero(~present & clamped).flatten().tolist():
+        node, neuron = int(tree.node[column]), int(tree.neuron[column])
+        low, high = (end.flatten()[neuron] for end in state.layers[node])
+        knot = state.graph.nodes[node].operator.knots[0]  # type: ignore[attr-defined]
+        clamp = tree.signs[:, column]
+        possible &= ~(((clamp < 0) & (low > knot)) | ((clamp > 0) & (high < knot)))
+    return signs, possible
+
+
+def _multipliers(net: Relaxation, tree: Tree, signs: Tensor, piece: Tensor) -> Multipliers:
+    rows = net.membership()[tree.clause[piece]]
+    weight = rows / rows.sum(1, keepdim=True)
+    t, beta = net.starts[1].expand_as(signs).clone(), torch.zeros_like(signs)
+    has = torch.nonzero(piece < len(tree.t)).flatten()
+    place, present = _columns(net, tree)
+    if len(has):
+        leaf = piece[has].unsqueeze(1)
+        there, here = torch.nonzero(present).flatten(), place[present]
+        t[has.unsqueeze(1), here] = tree.t[leaf, there].to(t.dtype)
+        beta[has.unsqueeze(1), here] = tree.beta[leaf, there].to(t.dtype)
+        stored = tree.weight[piece[has]].to(t.dtype)
+        weight[has] = stored / stored.sum(1, keepdim=True)
+    return Multipliers(signs, t, beta, weight)

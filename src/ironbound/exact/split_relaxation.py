@@ -1,0 +1,181 @@
+"""The relaxed network of one example as a search sees it: matrices between its open neurons, shared by all subproblems.
+
+A subproblem of branch and bound is no more than a sign per neuron that is split, and multipliers: nothing of the
+network is carried backward again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironbound.bounding.alpha import AlphaState, alpha_state, output_rows
+from ironbound.bounding.alpha_dual import Ascent, Level
+from ironbound.bounding.alpha_rows import Functionals
+from ironbound.bounding.functionals import DenseRows
+from ironbound.bounding.methods import METHODS
+from ironbound.exact.query import Clauses, Query
+from ironbound.ops.piecewise import PiecewiseLinear
+
+Line = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """Rows of clauses, seen from the open neurons of one example, which are columns in the order of the levels.
+
+    Attributes:
+        levels: the columns of each level.
+        above: what neurons above each level read of it, [columns above, columns of the level].
+        input: what each neuron reads of the input, [columns, input elements].
+        constant: [columns].
+        lower, upper: lines (slope, slope step, intercept, intercept step) that slopes t choose, each [columns].
+        starts: slopes t to begin with, each [columns].
+        knot: where a neuron that can be split has its kink, [columns]; 0 elsewhere.
+        splittable: which neurons can be split, bool [columns].
+        nodes, neurons: the relaxed node of each column and the flat index of the neuron in it, int64 [columns].
+        sets: of the region, with flat radius and middle [1, input elements or 1].
+        parts: what each row reads of the neurons, [rows, columns].
+        rows_input: what each row reads of the input, [rows, input elements].
+        rows_constant: [rows].
+        clause: the clause of each row, int64 [rows].
+        guard: what a bound of each clause must exceed, [clauses].
+    """
+
+    levels: tuple[slice, ...]
+    above: tuple[Tensor, ...]
+    input: Tensor
+    constant: Tensor
+    lower: Line
+    upper: Line
+    starts: tuple[Tensor, Tensor]
+    knot: Tensor
+    splittable: Tensor
+    nodes: Tensor
+    neurons: Tensor
+    sets: tuple[tuple[float, Tensor, Tensor], ...]
+    parts: Tensor
+    rows_input: Tensor
+    rows_constant: Tensor
+    clause: Tensor
+    guard: Tensor
+
+    @property
+    def width(self) -> int:
+        """The number of open neurons."""
+        return len(self.constant)
+
+    def membership(self) -> Tensor:
+        """Which rows belong to each clause, as 0 and 1, [clauses, rows]."""
+        number = torch.arange(len(self.guard), device=self.clause.device)
+        return (self.clause == number.unsqueeze(1)).to(self.constant.dtype)
+
+    def double(self) -> Relaxation:
+        """The same numbers in float64."""
+
+        def one(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(one(part) for part in value)
+            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return Relaxation(**{field.name: one(getattr(self, field.name)) for field in fields(self)})
+
+    def of_clauses(self, rows: Functionals, clauses: Clauses) -> Relaxation:
+        """The same network with other rows."""
+        parts = [rows.parts[node] for node in _nodes_of(self)]
+        return replace(
+            self,
+            parts=torch.cat(parts, 1) if parts else rows.input[:, :0],
+            rows_input=rows.input if clauses.inputs is None else rows.input + clauses.inputs,
+            rows_constant=rows.constant + clauses.constant,
+            clause=clauses.clause,
+            guard=clauses.best(clauses.guard),
+        )
+
+
+def _nodes_of(net: Relaxation) -> list[int]:
+    return [int(net.nodes[level.start]) for level in net.levels]
+
+
+def relaxed(query: Query, ascent: Ascent | None, memory: int | None) -> Relaxation:
+    """Bounds every layer and puts the open neurons' maps together.
+
+    Args:
+        query: the network, the region and the clauses.
+        ascent: how the slopes of the intermediate bounds are chosen; None: those of `dual` and `crown`.
+        memory: bytes that the rows of one step may take, or None.
+
+    Returns:
+        The relaxed network.
+    """
+    known = [METHODS[name](query.graph, query.region, memory).layers() for name in ("dual", "crown")]
+    return of_state(alpha_state(query.graph, query.region, known, ascent, memory), query.clauses)
+
+
+def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
+    """The relaxation of one example, from its open neurons' functionals.
+
+    Args:
+        state: relaxations of every node.
+        clauses: rows to bound.
+
+    Returns:
+        The relaxed network.
+    """
+    between = state.between()
+    like = state.region.center
+    first, levels = 0, []
+    for level in between.levels:
+        levels.append(slice(first, first + level.lower[0].shape[-1]))
+        first = levels[-1].stop
+    knots, splittable, nodes, neurons = [], [], [], []
+    for level, columns in zip(between.levels, levels, strict=True):
+        knot, can = _kink(state, level)
+        width = columns.stop - columns.start
+        knots.append(like.new_full((width,), knot))
+        splittable.append(torch.full((width,), can, device=like.device))
+        nodes.append(torch.full((width,), level.node, device=like.device))
+        neurons.append(state.opened[level.node].neurons[0])
+    outputs = clauses.outputs.reshape(-1, *state.graph.output_shape)
+    everyone = torch.zeros(len(outputs), dtype=torch.int64, device=like.device)
+    rows = output_rows(state, DenseRows(outputs, everyone))
+
+    def joined(name: str) -> tuple[Tensor, ...]:
+        sides = zip(*(getattr(level, name) for level in between.levels), strict=True)
+        found = tuple(torch.cat([part[0, 0] for part in parts]) for parts in sides)
+        return found or (like.new_zeros(0),) * (2 if name == "starts" else 4)
+
+    def flat(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=like.device)
+
+    net = Relaxation(
+        tuple(levels),
+        tuple(level.above[0] for level in between.levels),
+        between.input[0],
+        between.constant[0],
+        joined("lower"),  # type: ignore[arg-type]
+        joined("upper"),  # type: ignore[arg-type]
+        joined("starts"),  # type: ignore[arg-type]
+        flat(knots, like.dtype),
+        flat(splittable, torch.bool),
+        flat(nodes, torch.int64),
+        flat(neurons, torch.int64),
+        tuple((dual, radius[0], middle[0]) for dual, radius, middle in between.sets),
+        like.new_zeros(0),
+        like.new_zeros(0),
+        like.new_zeros(0),
+        clauses.clause,
+        like.new_zeros(0),
+    )
+    return net.of_clauses(rows, clauses)
+
+
+def _kink(state: AlphaState, level: Level) -> tuple[float, bool]:
+    """The kink of a level's neurons, and whether they can be split: convex, and linear on both sides of one kink."""
+    operator = state.graph.nodes[level.node].operator
+    if not isinstance(operator, PiecewiseLinear) or len(operator.knots) != 1:
+        return 0.0, False
+    return operator.knots[0], operator.slopes[0] < operator.slopes[1]

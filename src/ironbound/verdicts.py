@@ -1,0 +1,102 @@
+"""What `ironbound.verify` answers: one of three types, which never mix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Proved:
+    """No input is a counterexample.
+
+    Attributes:
+        method: the stage that closed the last case.
+        seconds: spent.
+        nodes: subproblems bounded by complete search.
+        arithmetic: dtype of the bounds. They exceed a guard against rounding, they are not rounded outward.
+    """
+
+    method: str
+    seconds: float
+    nodes: int = 0
+    arithmetic: str = "float64"
+
+    word = "unsat"
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return f"proved by {self.method} in {self.seconds:.2f} s ({self.arithmetic}, {self.nodes} subproblems)"
+
+
+@dataclass(frozen=True, eq=False)
+class Refuted:
+    """A counterexample: the network was run on exactly this input, alone.
+
+    Attributes:
+        x: the input, [1, *shape], inside the property's box; float64 where no float32 number lies between the ends of
+            an element, and then the network read it rounded to float32.
+        y: the network's output there, [1, *output shape].
+        method: the stage that found it.
+        seconds: spent.
+        checked_by: what ran the network: "torch", and "onnxruntime" for an ONNX file where it is installed.
+        nodes: subproblems bounded by complete search.
+    """
+
+    x: Tensor
+    y: Tensor
+    method: str
+    seconds: float
+    checked_by: tuple[str, ...] = ("torch",)
+    nodes: int = 0
+
+    word = "sat"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        who = " and ".join(self.checked_by)
+        return f"refuted by {self.method} in {self.seconds:.2f} s (counterexample checked by {who})"
+
+    def __repr__(self) -> str:
+        shape = list(self.x.shape)
+        return f"Refuted(x={shape}, method={self.method!r}, seconds={self.seconds:.3g}, checked_by={self.checked_by})"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Neither proved nor refuted.
+
+    Attributes:
+        gap: how far the best lower bound of the worst open clause is below what would prove it, in units of the
+            constraint; infinite where there is no bound.
+        why: "time", "memory", "nodes"; "stuck" where nothing is left to split (a tie within rounding, or bounds that
+            are not finite); "unconfirmed" where a counterexample of the bounds' arithmetic is none for the network.
+        seconds: spent.
+        nodes: subproblems bounded by complete search.
+        open: cases that are neither proved nor refuted.
+    """
+
+    gap: float
+    why: str
+    seconds: float
+    nodes: int = 0
+    open: int = 1
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def word(self) -> str:
+        """The competition's word."""
+        return "timeout" if self.why == "time" else "unknown"
+
+    def __str__(self) -> str:
+        return f"unknown after {self.seconds:.2f} s ({self.why}; {self.open} open, {self.gap:.3g} short of a proof)"
+
+
+Verdict = Proved | Refuted | Unknown

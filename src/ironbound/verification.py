@@ -1,0 +1,86 @@
+"""`verify`: is there an input for which a network does what a property forbids?"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ironbound.errors import InputError
+from ironbound.spec import Property, read_vnnlib
+from ironbound.verdicts import Verdict
+from ironbound.verification_stages import Verification
+
+FilePath = str | os.PathLike[str]
+
+
+def verify(
+    model: nn.Module | FilePath,
+    prop: Property | FilePath,
+    timeout: float | None = 60.0,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    memory: int | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Decides a property of a network.
+
+    In turn: attack, bounds of all cases at once, a stronger attack, and complete search, which splits the box of inputs
+    where few of them vary, and the signs of ReLUs otherwise. Every refutation is a run of the network itself on the
+    point found, alone, and for an ONNX file by onnxruntime too, where it is installed. Bounds are computed in float64
+    and must exceed a guard of 1e-9 of the magnitudes that meet in a constraint; nothing is rounded outward yet.
+
+    Args:
+        model: a network in evaluation mode, or the path of an ONNX file (.onnx, .onnx.gz).
+        prop: a property (`ironbound.spec`), or the path of a VNNLIB file (.vnnlib, .vnnlib.gz).
+        timeout: seconds for everything, reading the files included; None for no limit. A step that is under way is
+            finished first.
+        input_shape: shape of an input example, where the network does not tell: that of an ONNX file is known, for
+            others the default is one axis.
+        memory: bytes that the bounds of one step may take (default 2 GiB).
+        seed: of the attack's random starts.
+
+    Returns:
+        `Proved`, `Refuted` with the counterexample, or `Unknown` with the gap and the reason.
+
+    Raises:
+        InputError: network and property do not fit, the network's weights hold NaN, or timeout is not positive.
+        DataError, WeightsError: a file cannot be read.
+        CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
+        SoundnessError: a bound and a run of the network contradict each other.
+    """
+    start = time.monotonic()
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise InputError(f"timeout must be a positive number of seconds, or None, got {timeout}")
+    found = prop if isinstance(prop, Property) else read_vnnlib(prop)
+    path = None if isinstance(model, nn.Module) else Path(model)
+    network = _network(model)
+    shape = _input_shape(network, found, input_shape)
+    return Verification(network, found, shape, start, timeout, memory, seed, path).run()
+
+
+def _network(model: nn.Module | FilePath) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    from ironbound.capture.onnx import load
+
+    return load(model)
+
+
+def _input_shape(network: nn.Module, prop: Property, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    own = getattr(network, "input_shape", None)
+    shape = given or (tuple(own) if isinstance(own, tuple) else (prop.inputs,))
+    if int(np.prod(shape)) != prop.inputs:
+        raise InputError(
+            f"the network reads inputs of shape {list(shape)}, {int(np.prod(shape))} elements; "
+            f"the property has {prop.inputs} inputs"
+        )
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    if any(not torch.isfinite(tensor).all() for tensor in tensors):
+        raise InputError("the network's weights hold NaN or infinity: nothing can be proved of it")
+    return shape
