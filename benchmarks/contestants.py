@@ -80,7 +80,7 @@ class ConvexAdversarial:
 
 
 class AutoLirpa:
-    """auto_LiRPA: CROWN with the slopes of the dual network, alpha-CROWN, IBP, and CROWN-IBP; convolutions as patches."""
+    """auto_LiRPA: CROWN with the slopes of the dual network, alpha-CROWN, IBP, CROWN-IBP; convolutions as patches."""
 
     name = "auto_LiRPA"
     methods = frozenset({"dual", "alpha", "interval", "crown-ibp"})

@@ -30,7 +30,6 @@ _PLACES = {
     "RelaxedOptimum": "exact.linear",
     "Slopes": "bounding.alpha_slopes",
     "Unknown": "verdicts",
-    "Verdict": "verdicts",
     "alpha_margins": "bounding.alpha_slopes",
     "bounds": "bounding",
     "certify": "certification",
@@ -68,7 +67,6 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "RelaxedOptimum",
     "Slopes",
     "Unknown",
-    "Verdict",
     "__version__",
     "alpha_margins",
     "attacks",
@@ -108,7 +106,7 @@ if TYPE_CHECKING:
     from ironbound.exact.smallest import MinimalPerturbation, minimal_perturbation
     from ironbound.graph import Graph
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
-    from ironbound.verdicts import Proved, Refuted, Unknown, Verdict
+    from ironbound.verdicts import Proved, Refuted, Unknown
     from ironbound.verification import verify
 
 

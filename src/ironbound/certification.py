@@ -173,9 +173,9 @@ def certify(
     """Decides for each input whether anything within ε of it changes the network's answer.
 
     Every stage works on what is still open, down to single target classes: prediction, one step of the attack, each
-    method in turn, the rest of the attack, and last the searches. Without labels the predicted class takes their place, and a certified input
-    cannot be adversarial: all inputs within ε, the one it was made from among them, get the same answer (Wong and
-    Kolter 2018, Corollary 2).
+    method in turn, the rest of the attack, and last the searches. Without labels the predicted class takes their place,
+    and a certified input cannot be adversarial: all inputs within ε, the one it was made from among them, get the same
+    answer (Wong and Kolter 2018, Corollary 2).
 
     Args:
         model: a classifier in evaluation mode with outputs [batch, classes], or its graph.

@@ -127,10 +127,14 @@ EXACT: dict[str, tuple[str, str]] = {
 
 
 def find_method(name: str) -> Method | None:
-    """The method of a name: one of `METHODS` or `EXACT`, or one with a number.
+    """Looks a method up: one of `METHODS` or `EXACT`, or one with a number.
 
-    "alpha:100" is "alpha" with 100 iterations in place of 20, "split:10" and "milp:10" may take 10 seconds in place of
-    60 for an example.
+    Args:
+        name: "alpha:100" is "alpha" with 100 iterations in place of 20; "split:10" and "milp:10" may take 10 seconds
+            in place of 60 for an example, or a functional.
+
+    Returns:
+        The method, or None where there is none of this name.
     """
     plain, given, number = name.partition(":")
     counted = number.isascii() and number.isdigit() and int(number) > 0
