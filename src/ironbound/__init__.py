@@ -28,6 +28,7 @@ _PLACES = {
     "Radius": "certified_radius",
     "Refuted": "verdicts",
     "RelaxedOptimum": "exact.linear",
+    "SdpCertificate": "semidefinite.pairwise",
     "Slopes": "bounding.alpha_slopes",
     "Unknown": "verdicts",
     "alpha_margins": "bounding.alpha_slopes",
@@ -43,7 +44,9 @@ _PLACES = {
     "radius": "certified_radius",
     "relaxed_optimum": "exact.linear",
     "save_onnx": "capture.onnx",
+    "sdp": "semidefinite.pairwise",
     "verify": "verification",
+    "write_certificates": "certificate.writing",
 }
 _MODULES = ("attacks", "data", "errors", "models", "spec", "training")
 
@@ -65,6 +68,7 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "Radius",
     "Refuted",
     "RelaxedOptimum",
+    "SdpCertificate",
     "Slopes",
     "Unknown",
     "__version__",
@@ -85,9 +89,11 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "radius",
     "relaxed_optimum",
     "save_onnx",
+    "sdp",
     "spec",
     "training",
     "verify",
+    "write_certificates",
 ]
 
 if TYPE_CHECKING:
@@ -100,12 +106,14 @@ if TYPE_CHECKING:
     from ironbound.bounding.projection import Estimate, estimate_margins
     from ironbound.capture.onnx import load, save_onnx
     from ironbound.cascade import AttackOptions
+    from ironbound.certificate.writing import write_certificates
     from ironbound.certification import Certification, certify
     from ironbound.certified_radius import Radius, radius
     from ironbound.exact.linear import RelaxedOptimum, relaxed_optimum
     from ironbound.exact.smallest import MinimalPerturbation, minimal_perturbation
     from ironbound.graph import Graph
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
+    from ironbound.semidefinite.pairwise import SdpCertificate, sdp
     from ironbound.verdicts import Proved, Refuted, Unknown
     from ironbound.verification import verify
 

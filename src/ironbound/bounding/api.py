@@ -46,7 +46,8 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
         region: the inputs, e.g. `LinfBall(x, 0.1)` with x of shape [batch, *input shape].
         method: one of `METHODS`: "interval", "dual", "dual+interval", "crown", "crown-ibp", "alpha" ("alpha:100": with
             100 iterations, not 20), "alpha-sign"; or of `EXACT`: "lp", "milp" (right up to the solver's tolerances),
-            "split" ("split:10": 10 seconds for an example, not 60), which have no gradients.
+            "split" ("split:10": 10 seconds for an example, not 60), and for two-layer networks in linf balls "sdp" and
+            "sdp-chord"; those have no gradients.
         memory: bytes that the rows of one step may take (default 2 GiB).
 
     Returns:

@@ -123,6 +123,8 @@ EXACT: dict[str, tuple[str, str]] = {
     "lp": ("ironbound.exact.linear", "lp"),
     "milp": ("ironbound.exact.mixed", "mixed"),
     "split": ("ironbound.exact.bounded", "searched"),
+    "sdp": ("ironbound.semidefinite.methods", "sdp"),
+    "sdp-chord": ("ironbound.semidefinite.methods", "sdp_chord"),
 }
 
 

@@ -10,6 +10,7 @@ import typer
 import ironbound
 from ironbound.cli.attack import attack
 from ironbound.cli.certify import certify
+from ironbound.cli.check import check
 from ironbound.cli.demo import demo
 from ironbound.cli.radius import radius
 from ironbound.cli.train import train
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, certify, attack, radius, train, verify):
+for command in (demo, certify, attack, radius, train, verify, check):
     app.command()(command)
 
 

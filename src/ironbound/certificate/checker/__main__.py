@@ -1,0 +1,33 @@
+"""`python -m checker CERTIFICATES --network net.npz --data data.npz`: prints what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .claims import Checker, File, arrays_of
+from .layers import CertificateError
+
+
+def main(arguments=None) -> int:
+    """Runs the program; 0: all proved, 1: some refused, 2: a file cannot be used."""
+    parser = argparse.ArgumentParser(prog="checker", description="Check robustness certificates.")
+    parser.add_argument("certificates", help="file of certificates")
+    parser.add_argument("--network", required=True, help="network as an npz file")
+    parser.add_argument("--data", required=True, help="inputs (x) and labels as an npz file")
+    options = parser.parse_args(arguments)
+    try:
+        file = File.read(options.certificates)
+        answers = Checker(arrays_of(options.network), arrays_of(options.data)).check_file(file)
+    except (CertificateError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    refused = {index: answer for index, answer in answers.items() if answer is not None}
+    for index, answer in refused.items():
+        print(f"input {index}: refused: {answer}")
+    print(f"{len(answers) - len(refused)} certificates proved, {len(refused)} refused ({file.norm}, {file.mode})")
+    return 1 if refused or not answers else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
