@@ -192,8 +192,10 @@ def scale(inputs, shapes, factor, offset=None, divisor=None):
 def scaled(inputs, shapes, factor, offset, spread, divisor, extra):
     """`scale` with what only batch norm says, too."""
     index = np.arange(math.prod(shapes[0])).reshape(factor.size, -1, 1)
-    wide = [None if part is None else np.repeat(part.reshape(-1), index.shape[1]) for part in (offset, spread, divisor)]
-    return Affine(inputs, [index.size], factor.reshape(-1, 1, 1), index, *wide, extra), shapes[0]
+    parts = [offset, spread, divisor]
+    bias, spread, divisor = [None if part is None else np.repeat(part.reshape(-1), index.shape[1]) for part in parts]
+    weight = factor.reshape(-1, 1, 1)
+    return Affine(inputs, [index.size], weight, index, bias, spread, divisor, extra), shapes[0]
 
 
 def batch_norm(inputs, shapes, mean, variance, epsilon, weight=None, bias=None):
