@@ -79,7 +79,6 @@ def interval_bounds(graph: Graph, region: Region) -> list[Interval]:
             if exact is not None:
                 results.append(Interval(middle=(operator.forward(middle), exact)))
                 continue
-        middles = [value.middle() for value in inputs]
-        value = operator.forward(*(center for center, _ in middles))
-        results.append(Interval(middle=(value, operator.magnitude(*(radius for _, radius in middles)))))
+        centers, radii = zip(*(value.middle() for value in inputs), strict=True)
+        results.append(Interval(middle=operator.image(centers, radii)))
     return results

@@ -67,6 +67,18 @@ class Affine(Operator):
     def magnitude(self, *radii: Tensor) -> Tensor:
         """|A| r: the largest change of each output when input element j moves by at most r_j (interval arithmetic)."""
 
+    def image(self, centers: tuple[Tensor, ...], radii: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Middle and radius of the image of a box: `forward` and `magnitude`; a subclass may join their gradients.
+
+        Args:
+            centers: of each input, [batch, *input shape].
+            radii: of each input, [batch or 1, *input shape].
+
+        Returns:
+            The image's centre [batch, *output shape] and radius [batch or 1, *output shape].
+        """
+        return self.forward(*centers), self.magnitude(*radii)
+
     def response(self, radius: Tensor, order: float) -> Tensor | None:
         """The exact change of each output over {d : ||d / radius||_p <= 1}, for the dual norm of the given order.
 
