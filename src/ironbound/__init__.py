@@ -19,6 +19,7 @@ _PLACES = {
     "Certification": "certification",
     "Estimate": "bounding.projection",
     "Graph": "graph",
+    "Guard": "guard",
     "L1Ball": "regions",
     "L2Ball": "regions",
     "LinfBall": "regions",
@@ -33,6 +34,7 @@ _PLACES = {
     "Unknown": "verdicts",
     "alpha_margins": "bounding.alpha_slopes",
     "bounds": "bounding",
+    "carlini_wagner": "attacks",
     "certify": "certification",
     "estimate_margins": "bounding.projection",
     "fgsm": "attacks",
@@ -59,6 +61,7 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "Certification",
     "Estimate",
     "Graph",
+    "Guard",
     "L1Ball",
     "L2Ball",
     "LinfBall",
@@ -75,6 +78,7 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
     "alpha_margins",
     "attacks",
     "bounds",
+    "carlini_wagner",
     "certify",
     "data",
     "errors",
@@ -98,7 +102,7 @@ __all__ = [  # written out for type checkers; a test compares it with the tables
 
 if TYPE_CHECKING:
     from ironbound import attacks, data, errors, models, spec, training
-    from ironbound.attacks import fgsm, pgd
+    from ironbound.attacks import carlini_wagner, fgsm, pgd
     from ironbound.bounding import Bounds, bounds, margins
     from ironbound.bounding.alpha_dual import Ascent
     from ironbound.bounding.alpha_slopes import AlphaMargins, Slopes, alpha_margins
@@ -112,6 +116,7 @@ if TYPE_CHECKING:
     from ironbound.exact.linear import RelaxedOptimum, relaxed_optimum
     from ironbound.exact.smallest import MinimalPerturbation, minimal_perturbation
     from ironbound.graph import Graph
+    from ironbound.guard import Guard
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
     from ironbound.semidefinite.pairwise import SdpCertificate, sdp
     from ironbound.verdicts import Proved, Refuted, Unknown

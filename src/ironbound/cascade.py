@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ironbound.attacks import fgsm, pgd
-from ironbound.bounding import margins
-from ironbound.capture import capture
-from ironbound.errors import InputError, IronboundError, SoundnessError
+from ironbound.bounding import ROUNDED, Arithmetic, margins
+from ironbound.claims import CLAIMS, PROVED, RIGOROUS, TOLERANCES, UNROUNDED, outward
+from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.exact.query import Budget, Outcome
 from ironbound.exact.search import SEARCHES, label_query, search
-from ironbound.graph import Graph
+from ironbound.network import Network
 from ironbound.regions import Region
 
 COARSE = 1e-4  # share of 1 + max |logit| below which a float32 margin is not trusted; bounds carry about 2e-5 of noise
@@ -53,55 +51,14 @@ class Cascade:
         attack: None for no attack.
         memory: bytes that a method may take, see `ironbound.margins`.
         budget: seconds that a search may take for an example, or None for no limit.
+        arithmetic: what a method must prove its margins for: "real", or "float32": every run of the network in float32.
     """
 
     methods: tuple[str, ...]
     attack: AttackOptions | None = None
     memory: int | None = None
     budget: float | None = None
-
-
-class Network:
-    """A classifier with its graph and its float64 copy, each made once.
-
-    Shards may share a network over several threads after `prepare`.
-
-    Args:
-        model: a network in evaluation mode, or its graph.
-        example: [1, *shape], an input that it reads.
-    """
-
-    def __init__(self, model: nn.Module | Graph, example: Tensor) -> None:
-        self.model = model
-        self.example = example
-
-    @cached_property
-    def graph(self) -> Graph:
-        """The captured graph."""
-        return capture(self.model, self.example)
-
-    @cached_property
-    def double(self) -> Network | None:
-        """The same network in float64; None for a graph, and for a module that is tied to float32."""
-        if not isinstance(self.model, nn.Module):
-            return None
-        try:
-            double = Network(copy.deepcopy(self.model).double(), self.example.double())
-            _ = double.graph
-        except (IronboundError, RuntimeError, TypeError):
-            return None
-        return double
-
-    def prepare(self) -> None:
-        """Captures both graphs; capture patches parts of torch, so that nothing else may run beside it."""
-        _ = self.graph
-        if self.example.dtype == torch.float32:
-            _ = self.double
-
-    @torch.no_grad()
-    def logits(self, points: Tensor) -> Tensor:
-        """Runs the network on [batch, *shape]; returns [batch, classes]."""
-        return self.model(points)
+    arithmetic: Arithmetic = "real"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +68,7 @@ class ShardResult:
     Attributes:
         status: one of `STATUSES` per example.
         method: the stage that closed the example: the method that proved its last class, the attack, or "".
-        arithmetic: "float32", "float64", "float64 recheck" where margins near 0 were computed again in float64, or
-            "solver tolerances" where a mixed-integer program decided.
+        arithmetic: one of `CLAIMS` per certified example, the weakest that one of its classes needed; else "".
         labels, predictions: int64 [n].
         margins: float64 [n, classes], the best lower bound of logit[label] - logit[k]; NaN where none was computed.
         adversarial: the input that changes the answer, [*shape], by the example's position in the shard.
@@ -137,9 +93,11 @@ def certify_shard(
 ) -> ShardResult:
     """Decides each example of a shard; a pure function of its arguments.
 
-    An example is certified when every class but its own has a margin above a guard against rounding: in float32
-    1e-4 (1 + max |logit|); margins nearer to 0 are computed again in float64, where the guard is
-    1e-9 (1 + max |logit|). The guard is experience, not yet a bound of the rounding: nothing is rounded outward yet.
+    An example is certified when every class but its own has a positive margin. Methods whose rounding has a bound
+    (`ironbound.bounding.ROUNDED`, and the semidefinite ones) compute margins in float64 that are proofs for
+    `cascade.arithmetic` (docs/arithmetic.md). Other methods, networks without a float64 copy, and operators without a
+    bound of their rounding need a margin above a guard, which is experience: in float32 1e-4 (1 + max |logit|); margins
+    nearer to 0 are computed again in float64, where it is 1e-9 (1 + max |logit|). The result says which it was.
 
     Every margin is compared with the network's own outputs at the center and at attacked points; a bound above
     what the network does there is a contradiction.
@@ -158,7 +116,7 @@ def certify_shard(
         InputError: the network's outputs are NaN or infinite.
         SoundnessError: a bound and a run of the network contradict each other.
     """
-    state = _State(network, region, labels, first)
+    state = _State(network, region, labels, first, cascade.arithmetic)
     attack = cascade.attack
     if attack is not None:
         state.attack(attack, quick=True)
@@ -184,6 +142,7 @@ class _State:
     region: Region
     given: Tensor | None
     first: int
+    wanted: Arithmetic = "real"
     seconds: dict[str, float] = field(default_factory=lambda: {"prediction": 0.0, "bounds": 0.0, "attack": 0.0})
 
     def __post_init__(self) -> None:
@@ -207,7 +166,7 @@ class _State:
         self.margins = torch.full_like(logits, torch.nan).scatter(1, self.labels[:, None], 0.0)
         self.proved = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.labels[:, None], True)
         self.method = [""] * len(logits)
-        self.arithmetic = [str(self.region.dtype).removeprefix("torch.")] * len(logits)
+        self.claim = torch.zeros_like(logits, dtype=torch.int64)  # place in CLAIMS
         self.adversarial: dict[int, Tensor] = {}
 
     def open(self) -> Tensor:
@@ -244,29 +203,70 @@ class _State:
         if not len(index):
             return
         with self._timed("bounds"), torch.no_grad():
-            region, labels, targets = self.region[index], self.labels[index], ~self.proved[index]
-            found = margins(self.network.graph, region, labels, method=method, targets=targets, memory=memory).double()
-            guard, threshold = self.guard[index], self.guard[index].clone()
-            if self.region.dtype != torch.float64:
-                doubtful = targets & ((found.abs() <= guard) | (found > self.attained[index] + guard))
-                exact = self._in_double(index, doubtful, method, memory)
-                redone = doubtful & ~exact.isnan()
-                found = torch.where(redone, exact, found)
-                threshold = torch.where(redone, self.fine[index], threshold)
-                self._computed(index[redone.any(1)], "float64 recheck")
+            targets = ~self.proved[index]
+            found = self._outward(index, method, targets, memory)
+            if found is not None:
+                claim = torch.full_like(self.claim[index], CLAIMS.index(PROVED[self.wanted]))
+                above = found > 0
+            else:
+                found, above, claim = self._guarded(index, method, targets, memory)
             found = torch.where(targets, found, torch.nan)
             self.margins[index] = torch.fmax(self.margins[index], found)
             self._check(index, f"method {method!r}")
-            self.proved[index] |= found > threshold  # NaN is never above
+            self._enter(index, above & targets, claim)
         for example in index[self.proved[index].all(1)].tolist():
             self.method[example] = method
+
+    def _enter(self, index: Tensor, proved: Tensor, claim: Tensor) -> None:
+        """Notes which margins are proved, bool [len(index), classes], and in which arithmetic."""
+        self.claim[index] = torch.where(proved & ~self.proved[index], claim, self.claim[index])
+        self.proved[index] |= proved
+
+    def _outward(self, index: Tensor, method: str, targets: Tensor, memory: int | None) -> Tensor | None:
+        """Margins that are proofs for the wanted arithmetic, or None where this method or network has none."""
+        exact = self._exact()
+        if exact is None and self.wanted != "real":
+            raise InputError("proofs about float32 runs need the network as a module that .double() can convert.")
+        if exact is None or method not in ROUNDED | RIGOROUS:
+            return None
+        region, labels = outward(self.region[index]), self.labels[index]
+        arithmetic = None if method in RIGOROUS else self.wanted
+        try:
+            return margins(
+                exact.graph, region, labels, method=method, targets=targets, memory=memory, arithmetic=arithmetic
+            )
+        except UnsupportedOperatorError:
+            if self.wanted != "real":
+                raise
+            return None
+
+    def _exact(self) -> Network | None:
+        """The network in float64, if there is one."""
+        return self.network if self.region.dtype == torch.float64 else self.network.double
+
+    def _guarded(
+        self, index: Tensor, method: str, targets: Tensor, memory: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins as computed, whether they are above their guard, and the arithmetic that this was."""
+        region, labels = self.region[index], self.labels[index]
+        found = margins(self.network.graph, region, labels, method=method, targets=targets, memory=memory).double()
+        guard = self.guard[index]
+        claim = torch.full_like(self.claim[index], CLAIMS.index(UNROUNDED[self.region.dtype]))
+        if self.region.dtype == torch.float64:
+            return found, found > guard, claim
+        doubtful = targets & ((found.abs() <= guard) | (found > self.attained[index] + guard))
+        exact = self._in_double(index, doubtful, method, memory)
+        redone = doubtful & ~exact.isnan()
+        found = torch.where(redone, exact, found)
+        claim = claim.masked_fill(redone, CLAIMS.index(UNROUNDED[torch.float64]))
+        return found, found > torch.where(redone, self.fine[index], guard), claim
 
     def search(self, method: str, cascade: Cascade) -> None:
         """One search on the open classes of each open example, in float64 where the network can be converted."""
         for example in self.open().tolist():
             index = torch.tensor([example], device=self.labels.device)
             with self._timed("bounds"):
-                outcome, arithmetic = self._searched(example, method, cascade)
+                outcome = self._searched(example, method, cascade)
             if outcome.candidate is not None:
                 point = self.region[index].project(outcome.candidate.to(self.region.dtype))
                 with self._timed("attack"):
@@ -274,10 +274,9 @@ class _State:
             self._check(index, f"method {method!r}")
             if self.proved[example].all():
                 self.method[example] = method
-                self._computed(index, arithmetic)
 
-    def _searched(self, example: int, method: str, cascade: Cascade) -> tuple[Outcome, str]:
-        """Runs a search and notes its margins; what it found, and in which arithmetic."""
+    def _searched(self, example: int, method: str, cascade: Cascade) -> Outcome:
+        """Runs a search and notes its margins."""
         own = slice(example, example + 1)
         double = self.network.double if self.region.dtype == torch.float32 else None
         network = self.network if double is None else double
@@ -290,18 +289,15 @@ class _State:
         lower = outcome.lower.double()
         self.margins[example, targets] = torch.fmax(self.margins[example, targets], lower)
         self.proved[example, targets] |= lower > guard[example]  # NaN is never above
-        plain = "float64" if region.dtype == torch.float64 else "float32"
-        return outcome, "solver tolerances" if method == "milp" else plain
-
-    def _computed(self, index: Tensor, arithmetic: str) -> None:
-        """Notes the arithmetic of some examples' margins."""
-        for example in index.tolist():
-            self.arithmetic[example] = arithmetic
+        claim = TOLERANCES if method == "milp" else UNROUNDED[region.dtype]
+        self.claim[example, targets] = CLAIMS.index(claim)
+        return outcome
 
     def result(self) -> ShardResult:
         """The decisions, on the CPU."""
         certified = self.correct & self.proved.all(1)
         status = ["certified" if proved else "unknown" for proved in certified.tolist()]
+        claim = self.claim.scatter(1, self.labels[:, None], 0).amax(1).tolist()
         for example in (~self.correct).nonzero()[:, 0].tolist():
             status[example] = "misclassified"
         for example in self.adversarial:
@@ -313,7 +309,7 @@ class _State:
         return ShardResult(
             status=tuple(status),
             method=tuple(self.method),
-            arithmetic=tuple(self.arithmetic),
+            arithmetic=tuple(CLAIMS[at] if name == "certified" else "" for at, name in zip(claim, status, strict=True)),
             labels=self.labels.cpu(),
             predictions=self.predictions.cpu(),
             margins=self.margins.cpu(),

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ironbound.bounding import EXACT, METHODS, find_method
+from ironbound.bounding import EXACT, METHODS, ROUNDED, Arithmetic, find_method
 from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
 from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.data.dataset import digest
@@ -25,6 +25,9 @@ from ironbound.regions import Radius, Region, ball
 from ironbound.sharding import in_shards
 from ironbound.store import Shard, Store
 
+if TYPE_CHECKING:
+    from ironbound.certificate.checker import Certificate
+
 FORMAT = "ironbound-certification/1"
 Progress = Callable[[int, int, Mapping[str, int]], None]
 """Called with the number of examples done, of all examples, and of the done ones by status."""
@@ -34,21 +37,25 @@ Progress = Callable[[int, int, Mapping[str, int]], None]
 class Certification:
     """What is proved of each example, what is refuted, and under which settings.
 
-    Float32 margins near 0 are computed again in float64, and both need a guard (see `ironbound.cascade.certify_shard`);
-    the arithmetic is not yet rounded outward.
+    A margin that ends in "certified" has the rounding of its own computation bounded and subtracted, or `arithmetic`
+    says that it has not (docs/arithmetic.md).
 
     Attributes:
         status: "misclassified", "falsified", "certified" or "unknown", [n].
         margins: float64 [n, classes]: lower bounds over the region of logit[label] - logit[k], the best of the methods;
             0 at the label, NaN where no method was run.
         method: the method that proved the last class, or the attack that falsified, or "", [n].
-        arithmetic: "float32", "float64", "float64 recheck", or "solver tolerances" for what "milp" proved, [n].
+        arithmetic: what the proof of a certified example holds for: "real arithmetic", or "as executed in float32";
+            "float64, not outward rounded" (or float32) where a margin is only above a guard; "solver tolerances" where
+            "milp" decided a class. "" for the others, [n].
         adversarial: by the number of a falsified example the input [*shape] that changes the answer.
         predictions, labels: int64 [n]; without given labels, the predictions are the labels.
         settings: the query in full: ε and its unit, norm, clipping, methods, attack, versions, hashes of network and
             data.
         seconds: spent in "prediction", "bounds" and "attack", threads that ran side by side counted once; of a resumed
             run, all its parts together.
+        certificates: by the number of the example, where they were written (`certify(..., certificates=FOLDER)`): what
+            the stand-alone checker accepts (docs/certificates.md).
     """
 
     status: np.ndarray
@@ -60,6 +67,7 @@ class Certification:
     labels: Tensor
     settings: Mapping[str, Any]
     seconds: Mapping[str, float]
+    certificates: Mapping[int, Certificate] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.status)
@@ -79,7 +87,7 @@ class Certification:
             With labels: "clean_error"; "attack_error", a lower bound of the robust error (None without an attack);
             "certified_error_bound", an upper bound of it. For detection: "certified", the inputs that cannot be
             adversarial, and "flagged", the others. Each is a dict of count, fraction, low and high. Also the number of
-            examples by "status", of proofs by "method", and of examples by "arithmetic".
+            examples by "status", and of proofs by "method" and by "arithmetic".
         """
         report = self._rates(np.ones(len(self), dtype=bool))
         if per_class:
@@ -105,7 +113,7 @@ class Certification:
         return report | {
             "status": count,
             "method": dict(Counter(method[status == "certified"].tolist())),
-            "arithmetic": dict(Counter(arithmetic.tolist())),
+            "arithmetic": dict(Counter(arithmetic[status == "certified"].tolist())),
         }
 
     def to_dict(self, per_class: bool = False) -> dict[str, Any]:
@@ -169,6 +177,8 @@ def certify(
     progress: Progress | None = None,
     memory: int | None = None,
     budget: float | None = None,
+    arithmetic: Arithmetic = "real",
+    certificates: str | os.PathLike[str] | None = None,
 ) -> Certification:
     """Decides for each input whether anything within ε of it changes the network's answer.
 
@@ -193,19 +203,25 @@ def certify(
         progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
         budget: seconds that "split" or "milp" may take for an example; None: until it is decided.
+        arithmetic: what is to be proved. "real": the network in real arithmetic. "float32": every run of it in float32,
+            whatever the order of its sums (no TF32, no Winograd or Fourier convolutions), which takes methods from
+            `ironbound.bounding.ROUNDED` and operators whose rounding has a bound.
+        certificates: folder for certificates of what is certified, see `ironbound.write_certificates`; they are written
+            after the last shard, and the same call goes on there, too.
 
     Returns:
         The status of every example, with what supports it.
 
     Raises:
         InputError, LabelError: an argument does not fit.
-        CaptureError: the network cannot be captured.
+        CaptureError: the network cannot be captured, or for "float32" has no bound of its rounding.
         StoreError: the store cannot be used; the finished shards stay in it.
+        CertificateError: the folder holds certificates of something else.
         SoundnessError: a bound and a run of the network contradict each other.
     """
     region = ball(norm, x, eps, clip)
     options = AttackOptions(attack) if isinstance(attack, str) else attack
-    cascade = Cascade(tuple(methods), options, memory, budget)
+    cascade = Cascade(tuple(methods), options, memory, budget, arithmetic)
     _check_options(cascade, shard, region)
     network = open_classifier(model, region, bool(cascade.methods))
     labels = labels_of(network, region, labels)
@@ -223,8 +239,16 @@ def certify(
         counts.update(status for part in parts for status in part.status)
         report(counts.total(), len(x), counts)
 
+    if certificates is not None:
+        from ironbound.certificate.writing import check_writable, write_certificates
+
+        check_writable(network.graph, x, eps)  # rather before the work than after it
     with nullcontext() if store is None else Store.open(store, settings) as results:
-        return _certification(joined(in_shards(work, len(x), shard, device, results, seen)), settings)
+        result = _certification(joined(in_shards(work, len(x), shard, device, results, seen)), settings)
+    if certificates is None:
+        return result
+    written = write_certificates(result, model, x, certificates, eps=eps)
+    return replace(result, certificates={one.index: one for one in written.certificates})
 
 
 def _certification(result: ShardResult, settings: dict[str, Any]) -> Certification:
@@ -260,6 +284,22 @@ def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
         raise InputError(f"steps and restarts must be at least 1, got {attack.steps} and {attack.restarts}.")
     if shard < 1:
         raise InputError(f"shard must be at least 1, got {shard}.")
+    _check_arithmetic(cascade, region)
+
+
+def _check_arithmetic(cascade: Cascade, region: Region) -> None:
+    """Refuses what could prove nothing about the network as executed in float32."""
+    if cascade.arithmetic not in get_args(Arithmetic):
+        known = ", ".join(get_args(Arithmetic))
+        raise InputError(f"arithmetic {cascade.arithmetic!r} is not known; choose one of {known}.")
+    if cascade.arithmetic != "float32":
+        return
+    if region.dtype != torch.float32:
+        raise InputError(f"the network as executed in float32 reads float32 inputs, not {region.dtype}.")
+    for method in cascade.methods:
+        if method not in ROUNDED:
+            known = ", ".join(sorted(ROUNDED))
+            raise InputError(f"method {method!r} proves nothing about runs in float32; choose from {known}.")
 
 
 def _settings(
@@ -271,4 +311,4 @@ def _settings(
     if radii.numel() > 1:
         radius["eps_sha256"] = digest(radii, radii[:0])
     common = described(network, region, labels, cascade.attack, shard)
-    return radius | {"methods": list(cascade.methods)} | common
+    return radius | {"methods": list(cascade.methods), "arithmetic": cascade.arithmetic} | common

@@ -10,6 +10,7 @@ IronboundError
 ├── DataError                    a data file is missing, empty, truncated or malformed
 │   ├── HashMismatchError        the content is not what the official hash says
 │   └── UnsafeFileError          a pickle that would run code
+├── CertificateError             certificates that cannot be read, or belong to something else
 ├── WeightsError                 weights that cannot be read or do not fit the architecture
 ├── StoreError                   results cannot be written or read
 │   ├── StoreBusyError           another process writes to the same store
@@ -58,6 +59,10 @@ class HashMismatchError(DataError):
 
 class UnsafeFileError(DataError):
     """A pickled file asks for code to be run."""
+
+
+class CertificateError(IronboundError):
+    """Certificates, or a file beside them, cannot be read, or belong to something else."""
 
 
 class WeightsError(IronboundError):

@@ -246,7 +246,7 @@ class Verification:
         from ironbound.exact.split import split
 
         box: tuple[str, Search] = ("input split", lambda query, budget: input_split(query, budget, self._recheck))
-        signs: tuple[str, Search] = ("split", split)
+        signs: tuple[str, Search] = ("split", lambda query, budget: split(query, budget, self._recheck))
         if varied <= FEW:
             return [(*box, 1.0)]
         if varied <= SOME:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.memory import DEFAULT_BUDGET
-from ironbound.bounding.methods import EXACT, METHODS, Method, example_bytes, find_method, identity_rows
-from ironbound.bounding.precision import full_precision
+from ironbound.bounding.methods import EXACT, METHODS, ROUNDED, Method, example_bytes, find_method, identity_rows
+from ironbound.bounding.precision import full_precision, plain_products
+from ironbound.bounding.rounding import Arithmetic
 from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
 from ironbound.errors import InputError, LabelError
@@ -24,7 +28,7 @@ _CHUNK = 1 << 20  # bytes of one batch's values on a CPU: about its second-level
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds that are proofs (up to floating point rounding, which is not yet accounted for).
+    """Bounds that are proofs: up to floating point rounding, or with it where an arithmetic was named.
 
     Attributes:
         lower, upper: of the network's output, [batch, *output shape].
@@ -38,7 +42,13 @@ class Bounds:
     layers: Mapping[str, tuple[Tensor, Tensor]]
 
 
-def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memory: int | None = None) -> Bounds:
+def bounds(
+    model: nn.Module | Graph,
+    region: Region,
+    method: str = "dual",
+    memory: int | None = None,
+    arithmetic: Arithmetic | None = None,
+) -> Bounds:
     """Bounds of every output of a network over a region of inputs; differentiable in parameters and centre.
 
     Args:
@@ -49,6 +59,9 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
             "split" ("split:10": 10 seconds for an example, not 60), and for two-layer networks in linf balls "sdp" and
             "sdp-chord"; those have no gradients.
         memory: bytes that the rows of one step may take (default 2 GiB).
+        arithmetic: None: the bounds are as computed. "real": they are moved outward by all that rounding can have done
+            to them, and are proofs for the network in real arithmetic. "float32": also for every run of it in float32
+            (docs/arithmetic.md). For the methods in `ROUNDED`, without gradients; give network and region in float64.
 
     Returns:
         Lower and upper bounds of shape [batch, *output shape], and those of every activation's input.
@@ -59,8 +72,8 @@ def bounds(model: nn.Module | Graph, region: Region, method: str = "dual", memor
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = prepared(model, region, method)
-    with full_precision(region.center.device):
-        return _bounds(graph, region, _method(method), memory)
+    with full_precision(region.center.device), _proving(graph, region, arithmetic):
+        return _bounds(graph, region, _method(method, arithmetic), memory)
 
 
 def _bounds(graph: Graph, region: Region, bound: Method, memory: int | None) -> Bounds:
@@ -90,6 +103,7 @@ def margins(
     method: str = "dual",
     targets: Tensor | None = None,
     memory: int | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> Tensor:
     """Lower bounds of logit[label] - logit[k] for every class k.
 
@@ -102,6 +116,7 @@ def margins(
         method: as for `bounds`.
         targets: bool [batch, classes]: the classes to bound; the others are NaN (which never compares as proved).
         memory: bytes that the rows of one step may take (default 2 GiB).
+        arithmetic: as for `bounds`.
 
     Returns:
         [batch, classes]; 0 at k = label. Differentiable in parameters and centre.
@@ -112,8 +127,8 @@ def margins(
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = prepared(model, region, method)
-    with full_precision(region.center.device):
-        return _margins(graph, region, labels, _method(method), targets, memory)
+    with full_precision(region.center.device), _proving(graph, region, arithmetic):
+        return _margins(graph, region, labels, _method(method, arithmetic), targets, memory)
 
 
 def _margins(
@@ -211,12 +226,35 @@ def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
     return graph
 
 
-def _method(name: str) -> Method:
+@contextmanager
+def _proving(graph: Graph, region: Region, arithmetic: Arithmetic | None) -> Generator[None, None, None]:
+    """What a proof for an arithmetic needs: float64, plain products, no gradients; for runs in float32 its weights."""
+    if arithmetic is None:
+        yield
+        return
+    if arithmetic not in get_args(Arithmetic):
+        raise InputError(f"arithmetic {arithmetic!r} is not known; choose one of {', '.join(get_args(Arithmetic))}.")
+    if region.dtype != torch.float64:
+        raise InputError(
+            f"bounds with an arithmetic are computed in float64, not {region.dtype}; convert with .double()."
+        )
+    for tensor in graph.parameters() if arithmetic == "float32" else ():
+        if tensor.dim() and not torch.equal(tensor.float().to(tensor.dtype), tensor):
+            raise InputError("the weights are no float32 numbers: this network cannot be executed in float32.")
+    with torch.no_grad(), plain_products(region.center.device):
+        yield
+
+
+def _method(name: str, arithmetic: Arithmetic | None = None) -> Method:
     """The method of a name, or an InputError that lists all."""
     found = find_method(name)
     if found is None:
         raise InputError(f"method {name!r} is not known; choose one of {', '.join((*METHODS, *EXACT))}")
-    return found
+    if arithmetic is None:
+        return found
+    if name not in ROUNDED:
+        raise InputError(f"the rounding of method {name!r} has no bound; choose one of {', '.join(sorted(ROUNDED))}.")
+    return partial(found, arithmetic=arithmetic)
 
 
 def _is_finite(tensor: Tensor) -> bool:

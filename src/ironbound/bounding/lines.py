@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ironbound.bounding.backward import Range, Rows, lower_bound, unit_rows
 from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.interval import interval_bounds
 from ironbound.bounding.memory import chunk_length, in_chunks
+from ironbound.bounding.rounded_intervals import intervals_for
+from ironbound.bounding.rounding import Arithmetic, Ledger
 from ironbound.bounding.spread import row_bytes
 from ironbound.graph import Graph
 from ironbound.ops.operator import Activation, Affine, Lines
@@ -36,6 +37,7 @@ class LinesState:
         lines: the relaxation of each relaxed node.
         layers: bounds (lower, upper) of the value that each relaxed node reads, by the relaxed node's index.
         known: nodes at which walks stop, with centre and radius of their values.
+        ledger: the account of rounding, where bounds are moved outward by it.
     """
 
     graph: Graph
@@ -43,9 +45,12 @@ class LinesState:
     lines: dict[int, Lines]
     layers: dict[int, Range]
     known: dict[int, Range]
+    ledger: Ledger | None = None
 
 
-def interval_state(graph: Graph, region: Region) -> tuple[LinesState, Callable[[], dict[int, Range]]]:
+def interval_state(
+    graph: Graph, region: Region, arithmetic: Arithmetic | None = None
+) -> tuple[LinesState, Callable[[], dict[int, Range]]]:
     """Interval arithmetic everywhere.
 
     Functionals of the output are merged with the affine operators above the last relaxation.
@@ -53,20 +58,28 @@ def interval_state(graph: Graph, region: Region) -> tuple[LinesState, Callable[[
     Args:
         graph: the network.
         region: the inputs.
+        arithmetic: what the bounds are proofs for; None: they are as computed.
 
     Returns:
         A state whose walks stop at the relaxed nodes, and its layers, which a training step has no use for.
     """
-    intervals = interval_bounds(graph, region)
+    intervals, ledger = intervals_for(graph, region, arithmetic)
     relaxed = [index for index, node in enumerate(graph.nodes) if isinstance(node.operator, Activation | Maximum)]
     known = {index: intervals[index].middle() for index in relaxed}
-    return LinesState(graph, region, {}, {}, known), lambda: {
+    if ledger is not None:
+        known = {index: ledger.ball(index, *ends) for index, ends in known.items()}
+    return LinesState(graph, region, {}, {}, known, ledger), lambda: {
         index: intervals[graph.nodes[index].inputs[0]].ends() for index in relaxed
     }
 
 
 def lines_state(
-    graph: Graph, region: Region, slopes: Slopes, intermediate: Literal["walk", "interval"], budget: int | None
+    graph: Graph,
+    region: Region,
+    slopes: Slopes,
+    intermediate: Literal["walk", "interval"],
+    budget: int | None,
+    arithmetic: Arithmetic | None = None,
 ) -> LinesState:
     """Relaxations of every node, bottom up.
 
@@ -76,15 +89,18 @@ def lines_state(
         slopes: "parallel" or "adaptive" lines.
         intermediate: where the bounds of inner nodes come from.
         budget: bytes for the rows of one chunk.
+        arithmetic: what the bounds are proofs for; None: they are as computed.
 
     Returns:
         Lines, and bounds [batch, *shape] of the value read, of every relaxed node.
     """
-    intervals = interval_bounds(graph, region)
-    state = LinesState(graph, region, {}, {}, {})
-    for index, node in enumerate(graph.nodes):
+    intervals, _ = intervals_for(graph, region, arithmetic)
+    state = LinesState(graph, region, {}, {}, {}, Ledger.of(graph, region, arithmetic))
+    for index, node in enumerate(graph.nodes[1:], start=1):
         operator = node.operator
-        if isinstance(operator, Affine) or index == 0:
+        if isinstance(operator, Affine):
+            if state.ledger is not None:
+                state.ledger.affine(index)
             continue
         source = node.inputs[0]
         low, high = intervals[source].ends()
@@ -99,6 +115,8 @@ def lines_state(
             )
             state.lines[index] = make(low, high)
         state.layers[index] = (low, high)
+        if state.ledger is not None:
+            state.lines[index] = state.ledger.lines(index, state.lines[index], (low, high))
     return state
 
 
@@ -122,7 +140,8 @@ def walked_bounds(state: LinesState, target: int, operator: object, interval: Ra
         part = index[piece]
         rows, start = unit_rows(state.graph, target, part % size, part // size, low)
         below, above = _both(state, start, rows)
-        return below + constant[part % size], above + constant[part % size]
+        below, above = below + constant[part % size], above + constant[part % size]
+        return (below, above) if state.ledger is None else state.ledger.apart(target, (below, above), part)
 
     below, above = in_chunks(work, len(index), length)
     below, above = torch.minimum(below, above), torch.maximum(below, above)  # rounding may cross bounds of a constant
@@ -155,6 +174,8 @@ def output_lower(state: LinesState, rows: DenseRows, budget: int | None) -> Tens
     length = chunk_length(bytes_each, budget, rows.example.device, rows.group)
 
     def work(piece: slice) -> Tensor:
-        return lower_bound(state.graph, state.lines, state.region, last, rows.part(piece), state.known)
+        part = rows.part(piece)
+        lower = lower_bound(state.graph, state.lines, state.region, last, part, state.known)
+        return lower if state.ledger is None else state.ledger.below(last, part, lower)
 
     return in_chunks(work, len(rows), length)

@@ -20,6 +20,7 @@ from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.lines import LinesState, interval_state, lines_state, output_lower
 from ironbound.bounding.parallel import parallel_state
+from ironbound.bounding.rounding import Arithmetic
 from ironbound.bounding.spread import output_spread
 from ironbound.bounding.state import ParallelState
 from ironbound.graph import Graph
@@ -55,42 +56,46 @@ def _by_lines(state: LinesState, budget: int | None) -> Relaxed:
 def _by_bands(state: ParallelState, budget: int | None) -> Relaxed:
     def answer(rows: DenseRows, both: bool) -> tuple[Tensor, Tensor | None]:
         center, down, up = output_spread(state, rows, budget)
-        return center - down, center + up
+        if state.ledger is None:
+            return center - down, center + up
+        lower, upper = (part * (1 + state.ledger.whole) for part in (down, up))
+        last = len(state.graph.nodes) - 1
+        return state.ledger.below(last, rows, center - lower), -state.ledger.below(last, rows, -(center + upper))
 
     return Relaxed(answer, lambda: state.layers)
 
 
-def interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def interval(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """Naive layer-wise bounds (Gowal et al. 2018)."""
-    state, layers = interval_state(graph, region)
+    state, layers = interval_state(graph, region, arithmetic)
     return replace(_by_lines(state, budget), layers=layers)
 
 
-def dual(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def dual(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """The dual network with alpha = u / (u - l) (Wong & Kolter 2018, Algorithm 1), in the cheaper direction."""
     if any(isinstance(node.operator, Maximum) for node in graph.nodes):
-        return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
-    if forward_pays(graph, region):
+        return _by_lines(lines_state(graph, region, "parallel", "walk", budget, arithmetic), budget)
+    if arithmetic is None and forward_pays(graph, region):
         state = generator_state(graph, region)
         return Relaxed(state.answer, lambda: state.layers)
-    return _by_bands(parallel_state(graph, region, False, budget), budget)
+    return _by_bands(parallel_state(graph, region, False, budget, arithmetic), budget)
 
 
-def dual_interval(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def dual_interval(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """The dual network with intermediate bounds met with interval arithmetic: often, not always, tighter."""
     if any(isinstance(node.operator, Maximum) for node in graph.nodes):
-        return _by_lines(lines_state(graph, region, "parallel", "walk", budget), budget)
-    return _by_bands(parallel_state(graph, region, True, budget), budget)
+        return _by_lines(lines_state(graph, region, "parallel", "walk", budget, arithmetic), budget)
+    return _by_bands(parallel_state(graph, region, True, budget, arithmetic), budget)
 
 
-def crown(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def crown(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """Adaptive lower slopes in every walk, intermediate ones included (Zhang et al. 2018)."""
-    return _by_lines(lines_state(graph, region, "adaptive", "walk", budget), budget)
+    return _by_lines(lines_state(graph, region, "adaptive", "walk", budget, arithmetic), budget)
 
 
-def crown_ibp(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def crown_ibp(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """Adaptive lower slopes in one walk from the output, on interval bounds (Zhang et al. 2020)."""
-    return _by_lines(lines_state(graph, region, "adaptive", "interval", budget), budget)
+    return _by_lines(lines_state(graph, region, "adaptive", "interval", budget, arithmetic), budget)
 
 
 def alpha(graph: Graph, region: Region, budget: int | None, ascent: Ascent = Ascent()) -> Relaxed:  # noqa: B008
@@ -105,7 +110,7 @@ def alpha_sign(graph: Graph, region: Region, budget: int | None) -> Relaxed:
     return alpha(graph, region, budget, Ascent(sign=True))
 
 
-Method = Callable[[Graph, Region, int | None], Relaxed]
+Method = Callable[..., Relaxed]  # of (graph, region, budget), and `arithmetic` where the name is in ROUNDED
 
 METHODS: dict[str, Method] = {
     "interval": interval,
@@ -117,6 +122,9 @@ METHODS: dict[str, Method] = {
     "alpha-sign": alpha_sign,
 }
 
+
+# the methods whose bounds can be moved outward by a bound of their rounding
+ROUNDED = frozenset({"interval", "dual", "dual+interval", "crown", "crown-ibp"})
 
 # what is built on bounds, named here and imported where it is used: (module, function)
 EXACT: dict[str, tuple[str, str]] = {

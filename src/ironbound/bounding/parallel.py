@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range
-from ironbound.bounding.interval import ball_radius, interval_bounds
+from ironbound.bounding.interval import ball_radius
 from ironbound.bounding.pruning import without_dead_channels
+from ironbound.bounding.rounded_intervals import intervals_for
+from ironbound.bounding.rounding import Arithmetic, Ledger
 from ironbound.bounding.sieve import position_sieve
 from ironbound.bounding.spread import exact_rows
 from ironbound.bounding.state import ParallelState, Reached
@@ -26,7 +28,11 @@ from ironbound.regions import Region, Set
 
 
 def parallel_state(
-    graph: Graph, region: Region, meet_interval: bool = False, budget: int | None = None
+    graph: Graph,
+    region: Region,
+    meet_interval: bool = False,
+    budget: int | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> ParallelState:
     """Bounds of every relaxed node's input, layer by layer, and the bands that follow from them.
 
@@ -35,23 +41,28 @@ def parallel_state(
         region: the inputs.
         meet_interval: whether to meet the bounds with interval arithmetic ("dual+interval").
         budget: bytes for the rows of one chunk.
+        arithmetic: what the bounds are proofs for; None: they are as computed.
 
     Returns:
         Bands, and bounds [batch, *shape] of the value read, of every relaxed node; what is known of every node.
 
     Raises:
-        UnsupportedOperatorError: a relaxation that has no parallel lines (maximum).
+        UnsupportedOperatorError: a relaxation that has no parallel lines (maximum), or an operator without a bound of
+            its rounding.
     """
-    intervals = interval_bounds(graph, region) if meet_interval else None
+    ledger = Ledger.of(graph, region, arithmetic)
+    intervals = intervals_for(graph, region, arithmetic)[0] if meet_interval else None
     center, sets = _centered(region)
     lower, upper = region.box()
     radius = torch.maximum(upper - center, center - lower)
     ball = (sets[0].dual, ball_radius(sets[0], center)) if len(sets) == 1 else None
-    state = ParallelState(graph, sets, [Reached(center, radius, ball, True)], {}, {})
+    state = ParallelState(graph, sets, [Reached(center, radius, ball, True)], {}, {}, ledger=ledger)
     for index, node in enumerate(graph.nodes[1:], start=1):
         operator = node.operator
         if isinstance(operator, Affine):
             state.reached.append(_through_affine(operator, [state.reached[source] for source in node.inputs]))
+            if ledger is not None:
+                ledger.affine(index)
             continue
         if not isinstance(operator, Activation):
             raise UnsupportedOperatorError(f"{node.name}: {type(operator).__name__} has no parallel relaxation")
@@ -64,6 +75,9 @@ def parallel_state(
         band = Band.of(operator.parallel_lines(low, high))
         state.layers[index] = (low, high)
         center = state.reached[source].center
+        value = band.slope * center + band.middle
+        if ledger is not None:
+            band = ledger.band(index, band, (low, high), (center, value))
         with torch.no_grad():
             moved = torch.maximum(high - center, center - low)
             radius = band.slope.abs() * moved + band.gap
@@ -71,7 +85,7 @@ def parallel_state(
         state = replace(state, graph=pruned)
         state.bands[index] = band if kept is None else band.channels(kept)
         state.radii[index] = radius if kept is None else radius.index_select(1, kept)
-        state.reached.append(Reached(band.slope * center + band.middle, radius))
+        state.reached.append(Reached(value, radius))
     return state
 
 
@@ -114,19 +128,23 @@ def layer_range(state: ParallelState, target: int, operator: Activation, budget:
     value = state.reached[target]
     center, radius = value.center, value.radius
     if value.exact:
+        radius = state.outward(target, radius)
         return center - radius, center + radius
+    outer = state.outward(target, radius)
     with torch.no_grad():
-        closed = operator.linear_on(center - radius, center + radius)
+        closed = operator.linear_on(center - outer, center + outer)
         index = torch.nonzero(~closed.flatten()).squeeze(1)
         index, radius = position_sieve(state, target, index, operator)
+        outer = state.outward(target, radius)
         middle = center.flatten()[index]
 
         def closes(which: Tensor, bound: Tensor) -> Tensor:
+            bound = state.outward(target, bound, index[which])
             return operator.linear_on(middle[which] - bound, middle[which] + bound)
 
-        down, up = exact_rows(state, target, index, budget, closes)
-        low = (center - radius).flatten().index_put((index,), middle - down)
-        high = (center + radius).flatten().index_put((index,), middle + up)
+        down, up = (state.outward(target, part, index) for part in exact_rows(state, target, index, budget, closes))
+        low = (center - outer).flatten().index_put((index,), middle - down)
+        high = (center + outer).flatten().index_put((index,), middle + up)
     if torch.is_grad_enabled():
         index = index[~operator.linear_on(middle - down, middle + up)]
         down, up = exact_rows(state, target, index, budget)

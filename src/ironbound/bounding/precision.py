@@ -40,6 +40,28 @@ def full_precision(device: torch.device) -> Generator[None, None, None]:
                 torch.backends.cudnn.allow_tf32 = convolution
 
 
+@contextmanager
+def plain_products(device: torch.device) -> Generator[None, None, None]:
+    """Leaves out cuDNN, whose convolutions may go by Winograd or Fourier transforms and then round otherwise.
+
+    What remains in float64, and on a CPU is all there is, are sums of products in some order: the model of rounding.
+
+    Args:
+        device: where the bound is computed.
+
+    Yields:
+        Nothing; the caller's setting is restored at the end.
+    """
+    kept = torch.backends.cudnn.enabled
+    if device.type == "cuda":
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.backends.cudnn.enabled = kept
+
+
 def _kinds() -> list[Any]:
     """The settings of each kind of product; none before torch 2.9, which has two flags instead."""
     if not hasattr(torch.backends.cudnn, "conv"):

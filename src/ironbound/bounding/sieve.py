@@ -47,9 +47,15 @@ def position_sieve(state: ParallelState, target: int, index: Tensor, operator: A
     order, semi_axes = ball
     largest = semi_axes.flatten(1).amax(1)
     band = state.bands[relaxed]
-    widened = node.operator.magnitude(band.gap).flatten()
-    center = value.center.flatten()
     taps = first.operator.weight.flatten(1)
+    room = band.gap
+    if (
+        state.ledger is not None
+    ):  # pieces read the whole kernel and the largest radius: more terms than the walk pays for
+        reads = taps.abs().sum(1).reshape(1, -1, 1, 1) * largest.reshape(-1, 1, 1, 1)
+        room = room + state.ledger.whole * band.slope.abs() * reads
+    widened = node.operator.magnitude(room).flatten()
+    center = value.center.flatten()
     pieces_each = node.operator.weight[0].numel() // len(taps) * taps.shape[1]
     length = chunk_length(3 * center.element_size() * pieces_each, None, center.device)
     kept, reaches = [], []
@@ -64,7 +70,8 @@ def position_sieve(state: ParallelState, target: int, index: Tensor, operator: A
             norms = row_norm(pieces, order).reshape(len(part), -1).sum(1)
         own = largest[rows.example] if len(largest) > 1 else largest
         reach = norms * own + widened[part]
-        kept.append(part[~operator.linear_on(center[part] - reach, center[part] + reach)])
+        outer = state.outward(target, reach, part)
+        kept.append(part[~operator.linear_on(center[part] - outer, center[part] + outer)])
         reaches.append(reach)
     radius = value.radius.flatten().index_put((index,), torch.cat(reaches)).reshape(value.radius.shape)
     return torch.cat(kept), radius

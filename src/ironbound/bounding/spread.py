@@ -136,6 +136,8 @@ def _shifted(closes: Closes, first: int) -> Closes:
 
 def _share(state: ParallelState, target: int, count: int, length: int, budget: int | None) -> None:
     """Computes the maps of the narrow layer below a node, where that is less work than `count` functionals of it."""
+    if state.ledger is not None:  # combinations cancel what each neuron's walk has paid for its rounding
+        return
     relaxed = narrow_layer(state.graph, state.bands, target)
     with_gradients = torch.is_grad_enabled()  # maps made without gradients would silently cut them off
     if relaxed is None or (relaxed, with_gradients) in state.shared:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ironbound.bounding.backward import Band, Range
+from ironbound.bounding.rounding import Ledger
 from ironbound.bounding.shared_maps import ExampleMaps
 from ironbound.graph import Graph
 from ironbound.regions import Set
@@ -41,6 +42,7 @@ class ParallelState:
         layers: bounds (lower, upper) of the value that each relaxed node reads, by the relaxed node's index.
         radii: largest distance of each relaxed node's value in `graph` from its centre, [batch, *shape].
         shared: maps of narrow layers, by the relaxed node above and whether they carry gradients.
+        ledger: the account of rounding, where bounds are moved outward by it.
     """
 
     graph: Graph
@@ -50,3 +52,8 @@ class ParallelState:
     layers: dict[int, Range]
     radii: dict[int, Tensor] = field(default_factory=dict)
     shared: dict[tuple[int, bool], list[ExampleMaps]] = field(default_factory=dict)
+    ledger: Ledger | None = None
+
+    def outward(self, target: int, radius: Tensor, which: Tensor | None = None) -> Tensor:
+        """A radius of node `target` with what rounding may have taken from it (see `Ledger.outward`)."""
+        return radius if self.ledger is None else self.ledger.outward(target, radius, which)

@@ -82,15 +82,6 @@ def save_arrays(arrays: Arrays, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def checker_nodes(graph: Graph) -> list[int]:
-    """The number that the checker gives each node: a reshape is its source under another shape."""
-    numbers: list[int] = []
-    for node in graph.nodes:
-        alias = isinstance(node.operator, Reshape)
-        numbers.append(numbers[node.inputs[0]] if alias else len(set(numbers)))
-    return numbers
-
-
 def _graph(model: nn.Module | Graph, example: Tensor | None) -> Graph:
     if isinstance(model, Graph):
         return model

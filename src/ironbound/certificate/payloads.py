@@ -1,147 +1,104 @@
-"""What a certificate carries besides its claim, found on the bounds that the checker will recompute."""
+"""Payloads of certificates as bytes, found on the bounds that the checker will recompute."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ironbound.bounding.alpha import AlphaState, alpha_state, optimised, output_rows
-from ironbound.bounding.alpha_dual import Ascent
-from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.methods import METHODS
-from ironbound.bounding.precision import full_precision
-from ironbound.capture import capture
-from ironbound.certificate.checker.claims import SLOPES
-from ironbound.certificate.network_file import checker_nodes
-from ironbound.exact.query import Budget
-from ironbound.exact.search import label_query
-from ironbound.exact.split import _Search
-from ironbound.exact.split_relaxation import relaxed
-from ironbound.exact.split_tree import Tree
+from ironbound.certificate.checker import Certificate, Checker
+from ironbound.certificate.checker.claims import NONE, SLOPES
+from ironbound.certificate.checker.payloads import LEAF
+from ironbound.certificate.relaxed import Leaves, Relaxed
+from ironbound.certificate.search import Node, slopes, tree
 from ironbound.graph import Graph
-from ironbound.regions import Region, ball
 
-_STEPS = 65535
-_ASCENT = Ascent(60)
-_LEAF = 0xFFFF
-_GUARD = 1e-4  # above the differences between the checker's bounds and ours
+_GUARD = 1e-5  # above the rounding that the checker subtracts
+_NOISE = 1.25  # the noise of a float32 run depends on the slopes
+_TREE_BITS = 4
+_ROOM = 1 + 1e-6  # semidefinite vectors are kept in float32
+
+Query = tuple[str, str, tuple[float, float]]
 
 
-class Prover:
-    """Looks for payloads, one example at a time, in float64.
-
-    Intermediate bounds are the best of two relaxations, as in the checker: it could not find tighter ones again.
+def payload(checker: Checker, one: Certificate, query: Query, targets: np.ndarray, seconds: float) -> bytes | None:
+    """A payload that raises some margins above 0.
 
     Args:
-        model: the network in float64.
-        x: inputs [n, *shape].
-        labels: int64 [n].
+        checker: of the network and the data.
+        one: the certificate without its payload; its kind says which is wanted.
         query: norm, mode and clip.
-        seconds: for a search.
+        targets: the classes.
+        seconds: for the search of a tree.
+
+    Returns:
+        Its bytes, or None where none is found.
     """
-
-    def __init__(self, model: nn.Module, x: Tensor, labels: Tensor, query: tuple, seconds: float) -> None:
-        self.model, self.x, self.labels, self.seconds = model, x, labels, seconds
-        self.norm, _, clip = query
-        self.clip = None if np.isnan(clip[0]) else clip
-
-    @cached_property
-    def graph(self) -> Graph:
-        """The captured graph."""
-        return capture(self.model, self.x[:2].double())
-
-    def payload(self, kind: int, index: int, eps: float, targets: np.ndarray) -> bytes | None:
-        """A payload that raises some margins.
-
-        Args:
-            kind: SLOPES or TREE.
-            index: number of the example.
-            eps: its radius.
-            targets: classes whose margins are not proved yet.
-
-        Returns:
-            Its bytes, or None where none is found.
-        """
-        graph = self.graph  # captured outside of the block below, whose settings the tracer does not take
-        region = ball(self.norm, self.x[index : index + 1].double(), eps, self.clip)
-        with full_precision(region.center.device), torch.no_grad():
-            if kind == SLOPES:
-                return _slopes(graph, region, int(self.labels[index]), targets)
-            return _trees(graph, region, int(self.labels[index]), targets, self.seconds)
-
-
-def _slopes(graph: Graph, region: Region, label: int, targets: np.ndarray) -> bytes:
-    state = _state(graph, region)
-    eye = torch.eye(graph.output_shape[0], dtype=torch.float64)
-    coefficients = eye[label] - eye[torch.as_tensor(targets)]
-    rows = output_rows(state, DenseRows(coefficients, torch.zeros(len(targets), dtype=torch.int64)))
-    _, chosen = optimised(state, rows)
-    place = checker_nodes(graph)
-    nodes = [node for node in sorted(state.maps) if len(state.opened[node].neurons[0])]
-    levels = dict(zip(sorted(state.maps), chosen, strict=True))
-    indices = [state.opened[node].neurons[0].numpy().astype("<u4") for node in nodes]
-    parts = [np.array([len(targets)], "<u2"), targets.astype("<u2")]
-    parts += _neurons([place[node] for node in nodes], indices)
-    for row in range(len(targets)):
-        parts += [_shares(levels[node][row]) for node in nodes]
-    return b"".join(part.tobytes() for part in parts)
-
-
-def _state(graph: Graph, region: Region) -> AlphaState:
-    known = [METHODS[name](graph, region, None).layers() for name in ("dual", "crown")]
-    return replace(alpha_state(graph, region, known, None, None), ascent=_ASCENT)
-
-
-def _neurons(nodes: list[int], indices: list[np.ndarray]) -> list[np.ndarray]:
-    parts = [np.array([len(nodes)], "<u2")]
-    for node, index in zip(nodes, indices, strict=True):
-        parts += [np.array([node, len(index)], "<u4"), index.astype("<u4")]
-    return parts
-
-
-def _shares(slopes: Tensor) -> np.ndarray:
-    return np.rint(slopes.double().clamp(0, 1).numpy() * _STEPS).astype("<u2")
-
-
-def _trees(graph: Graph, region: Region, label: int, targets: np.ndarray, seconds: float) -> bytes | None:
-    """Branch and bound over all targets, as one tree for each; None where it does not end, or lost slopes."""
-    query = label_query(graph, region, label, torch.as_tensor(targets), _GUARD)
-    net = relaxed(query, None, None)
-    outcome = _Search(query, Budget.of(seconds), net).run()
-    tree = outcome.tree
-    if outcome.why != "proved" or tree is None or len(tree.t) < len(tree) or net.width >= _LEAF:
+    with np.errstate(all="ignore"):
+        analysis, rows = checker.analysis(one, *query), checker.rows(one.label)
+    if len(analysis.open_neurons()) >= LEAF:
         return None
-    place = checker_nodes(graph)
-    nodes = list(dict.fromkeys(tree.node.tolist()))
-    parts = _neurons([place[node] for node in nodes], [tree.neuron[tree.node == node].numpy() for node in nodes])
-    parts.append(np.array([len(targets)], "<u2"))
-    for clause, target in enumerate(targets):
-        parts.append(np.array([target], "<u2"))
-        written = _preorder(tree, torch.nonzero(tree.clause == clause).flatten(), ())
-        if written is None:
+    noise = np.zeros(len(rows))
+    if query[1] == "float32":
+        bare = replace(one, kind=NONE)
+        noise = checker.margins(bare, query[0], "real", query[2]) - checker.margins(bare, *query)
+    found = []
+    for target in targets:
+        net, guard = Relaxed(analysis, rows[target]), _GUARD + _NOISE * float(noise[target])
+        if one.kind == SLOPES:
+            best = slopes(net, guard)
+            root = None if best is None else Node(leaf=best[1])
+            bits = 0 if best is None else best[0]
+        else:
+            root, bits = tree(net, guard, seconds, _TREE_BITS), _TREE_BITS
+        if root is None:
             return None
-        parts += written
+        found.append((int(target), bits, root))
+    bits = max(bits for _, bits, _ in found)
+    parts = [np.array([bits], "u1"), np.array([len(found)], "<u2")]
+    for target, _, root in found:
+        parts.append(np.array([target], "<u2"))
+        parts += _numbers(root, bits) if one.kind == SLOPES else _preorder(root, bits)
     return b"".join(part.tobytes() for part in parts)
 
 
-def _preorder(tree: Tree, leaves: Tensor, path: tuple[int, ...]) -> list[np.ndarray] | None:
-    """A subtree from the leaves below it: its root is a neuron that all of them hold, some to each side."""
-    signs = tree.signs[leaves]
-    open_columns = torch.ones(signs.shape[1], dtype=torch.bool)
-    open_columns[list(path)] = False
-    if len(leaves) == 1 and not bool((signs[0][open_columns] != 0).any()):
-        leaf = int(leaves[0])
-        betas = tree.beta[leaf, list(path)].float().numpy().astype("<f4")
-        return [np.array([_LEAF], "<u2"), _shares(tree.t[leaf]), betas]
-    both = open_columns & (signs > 0).any(0) & (signs < 0).any(0) & (signs != 0).all(0)
-    if not bool(both.any()):
-        return None
-    column = int(torch.nonzero(both)[0])
-    sides = [_preorder(tree, leaves[signs[:, column] == sign], (*path, column)) for sign in (1, -1)]
-    if sides[0] is None or sides[1] is None:
-        return None
-    return [np.array([column], "<u2"), *sides[0], *sides[1]]
+def _preorder(node: Node, bits: int) -> list[np.ndarray]:
+    """A subtree: a split before its sides, a leaf after its mark."""
+    if node.leaf is not None:
+        return [np.array([LEAF], "<u2"), *_numbers(node, bits)]
+    sides = [part for side in node.sides for part in _preorder(side, bits)]
+    return [np.array([node.column], "<u2"), *sides]
+
+
+def _numbers(node: Node, bits: int) -> list[np.ndarray]:
+    """A leaf's slopes, packed, and the multipliers of its splits."""
+    assert isinstance(node.leaf, Leaves)
+    steps = np.rint(node.leaf.t[0].numpy() * (2**bits - 1)).astype(np.uint8)
+    digits = np.unpackbits(steps[:, None], axis=1)[:, 8 - bits :]
+    return [np.packbits(digits.reshape(-1)), node.leaf.beta[0, list(node.path)].numpy().astype("<f2")]
+
+
+def sdp_vectors(model: nn.Module | Graph, x: Tensor) -> bytes:
+    """The semidefinite bounds of a two-layer network with the vectors that prove them, for all pairs of classes.
+
+    Args:
+        model: the network.
+        x: inputs [batch, *shape] that it reads.
+
+    Returns:
+        The common part of a file of certificates; nothing for a linear classifier, whose margins need none.
+    """
+    from ironbound.semidefinite.pairwise import sdp
+
+    found = sdp(model, x)
+    if found.c.shape[1] == 0:
+        return b""
+    parts = [np.array([len(found.pairs)], "<u2").tobytes()]
+    for pair, bound, c in zip(found.pairs.tolist(), found.dual.tolist(), found.c.numpy(), strict=True):
+        parts += [
+            np.array(pair, "<u2").tobytes(),
+            np.array([bound * _ROOM], "<f8").tobytes(),
+            c.astype("<f4").tobytes(),
+        ]
+    return b"".join(parts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ironbound.certificate.checker import Certificate, Checker, File
-from ironbound.certificate.checker.claims import LABEL, MODES, NONE, PREDICTION, SLOPES, TREE
+from ironbound.certificate.checker import CertificateError as Refusal
+from ironbound.certificate.checker.claims import LABEL, MODES, NONE, PREDICTION, SDP, SLOPES, TREE
 from ironbound.certificate.network_file import network_arrays, save_arrays
-from ironbound.certificate.payloads import Prover
+from ironbound.certificate.payloads import Query, payload, sdp_vectors
 from ironbound.certification import Certification
-from ironbound.errors import InputError
+from ironbound.errors import CertificateError, InputError
+from ironbound.graph import Graph
 from ironbound.regions import Radius
 
 SLACK = 1e-7
 """Share of 1 + margin that a claim stays below what is proved here: another BLAS rounds differently."""
 NAMES = ("network.npz", "data.npz", "certificates.ibc")
+_TOGETHER = 256  # examples between two writes of the file
 
 
 @dataclass(frozen=True)
@@ -41,77 +45,147 @@ class Written:
     bytes: int
 
 
+def check_writable(graph: Graph, x: Tensor, eps: Radius) -> None:
+    """Refuses what no certificate could be written for.
+
+    Args:
+        graph: the network.
+        x: inputs [n, *shape].
+        eps: the radius.
+
+    Raises:
+        InputError: there is more than one radius for an example.
+        UnsupportedOperatorError: the checker has no rule for a layer of the network.
+    """
+    network_arrays(graph)
+    _one_each(eps, x)
+
+
 def write_certificates(
     certification: Certification,
-    model: nn.Module,
+    model: nn.Module | Graph,
     x: Tensor,
     folder: str | os.PathLike[str],
     *,
-    mode: str = "real",
+    mode: str | None = None,
     eps: Radius | None = None,
     seconds: float = 10.0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Writes a certificate for every certified example that the stand-alone checker accepts.
 
-    Claims are tried from the shortest: without a payload, with optimised slopes, with a tree of splits.
+    Claims are tried from the shortest: without a payload, with the network's semidefinite vectors (where the method
+    "sdp" was used), with optimised slopes, with a tree of splits. The file grows as the work goes; the same call on the
+    same folder keeps what is there and goes on.
 
     Args:
         certification: the result of `certify`.
         model: the network of that call.
         x: its inputs, [n, *shape].
         folder: for the three files; made where it is absent.
-        mode: "real" for real arithmetic, or "float32" for the network as executed in float32.
+        mode: "real" for real arithmetic, or "float32" for the network as executed in float32; None: what the run
+            proved.
         eps: the radius of that call, needed where it was not one number: one per example.
-        seconds: that a search for a tree may take for an example.
+        seconds: that a search for a tree may take for an example and class.
+        progress: called with the number of certified examples done, and of all of them.
 
     Returns:
         What was written.
 
     Raises:
         InputError: the arguments do not fit each other.
+        CertificateError: the folder holds certificates of something else.
         UnsupportedOperatorError: the checker has no rule for a layer of the network.
     """
-    radii = _radii(certification, x, mode, eps)
+    arithmetic = str(mode or certification.settings.get("arithmetic", "real"))
+    radii = _radii(certification, x, arithmetic, eps)
     arrays = network_arrays(model, x[:2])
     data = {"x": _plain(x), "labels": certification.labels.cpu().numpy().astype(np.int64)}
     if certification.detection:
         del data["labels"]
-    checker = Checker(arrays, data)
     clip = certification.settings["clip"] or (np.nan, np.nan)
-    query = certification.settings["norm"], mode, (float(clip[0]), float(clip[1]))
-    prover = Prover(copy.deepcopy(model).double(), x, certification.labels, query, seconds)
-    found, left = [], []
-    subject = PREDICTION if certification.detection else LABEL
-    for index in np.flatnonzero(certification.status == "certified").tolist():
-        bare = Certificate(index, int(certification.labels[index]), subject, NONE, float(radii[index]), 0.0)
-        one = _proved(checker, prover, bare, query)
-        left += [index] if one is None else []
-        found += [] if one is None else [one]
+    query = certification.settings["norm"], arithmetic, (float(clip[0]), float(clip[1]))
+    writer = _Writer(Checker(arrays, data), query, seconds, model, x)
+    sdp = bool((certification.method == "sdp").any())
     folder = Path(folder)
+    path = folder / NAMES[2]
+    file = File(writer.checker.network_hash, writer.checker.data_hash, *query, [], writer.vectors if sdp else b"")
+    known = _known(path, file)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(NAMES[:2], (arrays, data), strict=True):
         save_arrays(content, folder / name)
-    packed = File(checker.network_hash, checker.data_hash, *query, found).pack()
-    (folder / NAMES[2]).write_bytes(packed)
-    return Written(folder, tuple(found), tuple(left), len(packed))
+    found, left = [], []
+    subject = PREDICTION if certification.detection else LABEL
+    certified = np.flatnonzero(certification.status == "certified").tolist()
+    for done, index in enumerate(certified, 1):
+        bare = Certificate(index, int(certification.labels[index]), subject, NONE, float(radii[index]), 0.0)
+        one = known.get(bare) or writer.proved(bare, file.common)
+        left += [index] if one is None else []
+        found += [] if one is None else [one]
+        if done % _TOGETHER == 0 or done == len(certified):
+            _save(path, replace(file, certificates=found))
+            if progress is not None:
+                progress(done, len(certified))
+    return Written(folder, tuple(found), tuple(left), path.stat().st_size if certified else 0)
 
 
-def _proved(checker: Checker, prover: Prover, bare: Certificate, query: tuple) -> Certificate | None:
-    """The shortest certificate that the checker accepts, with the margin that it proves; None where there is none."""
-    others = np.arange(checker.nodes[-1].size) != bare.label
-    one = bare
-    margins = checker.margins(bare, *query)
-    for kind in (SLOPES, TREE):
-        if bool((margins[others] > 0).all()):
-            break
+class _Writer:
+    """Finds the shortest certificate that the checker accepts.
+
+    Args:
+        checker: of the network and the data.
+        query: norm, mode and clip.
+        seconds: for the search of a tree.
+        model, x: for semidefinite vectors.
+    """
+
+    def __init__(self, checker: Checker, query: Query, seconds: float, model: nn.Module | Graph, x: Tensor) -> None:
+        self.checker, self.query, self.seconds, self.model, self.x = checker, query, seconds, model, x
+
+    @cached_property
+    def vectors(self) -> bytes:
+        """The network's semidefinite vectors."""
+        return sdp_vectors(self.model, self.x[:2])
+
+    def proved(self, bare: Certificate, common: bytes) -> Certificate | None:
+        """The certificate with the margin that it proves; None where none is found."""
+        others = np.arange(self.checker.nodes[-1].size) != bare.label
+        one, margins = bare, self.checker.margins(bare, *self.query)
         targets = np.flatnonzero(~(margins > 0) & others)
-        payload = prover.payload(kind, one.index, one.eps, targets)
-        if payload is not None:
-            one = replace(bare, kind=kind, payload=payload)
-            margins = checker.margins(one, *query)
-    least = float(margins[others].min())
-    one = replace(one, margin=max(0.0, least - SLACK * (1 + least))) if least > 0 else one
-    return one if checker.check(one, *query) is None else None
+        for kind in (SDP, SLOPES, TREE):
+            if bool((margins[others] > 0).all()):
+                break
+            if kind == SDP:
+                better = replace(bare, kind=kind) if common else None
+            else:
+                better = self._improved(replace(bare, kind=kind), targets)
+            if better is not None:
+                one, margins = better, self.checker.margins(better, *self.query, common)
+        least = float(margins[others].min())
+        return replace(one, margin=max(0.0, least - SLACK * (1 + least))) if least > 0 else None
+
+    def _improved(self, one: Certificate, targets: np.ndarray) -> Certificate | None:
+        found = payload(self.checker, one, self.query, targets, self.seconds)
+        return None if found is None else replace(one, payload=found)
+
+
+def _known(path: Path, file: File) -> dict[Certificate, Certificate]:
+    """The certificates of an earlier call, by their claims without a margin."""
+    if not path.exists():
+        return {}
+    try:
+        there = File.read(path)
+    except (Refusal, OSError) as error:
+        raise CertificateError(f"{path} cannot be read ({error}); move it away, or name another folder.") from error
+    if replace(there, certificates=[], clip=str(there.clip)) != replace(file, clip=str(file.clip)):
+        raise CertificateError(f"{path} holds certificates of another query; name another folder.")
+    return {replace(one, kind=NONE, margin=0.0, payload=b""): one for one in there.certificates}
+
+
+def _save(path: Path, file: File) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(file.pack())
+    part.replace(path)
 
 
 def _radii(certification: Certification, x: Tensor, mode: str, eps: Radius | None) -> np.ndarray:
@@ -124,7 +198,11 @@ def _radii(certification: Certification, x: Tensor, mode: str, eps: Radius | Non
     known = certification.settings["eps"] if eps is None else eps
     if isinstance(known, list):
         raise InputError("the radius was not one number: hand it over as eps, one per example")
-    radii = torch.as_tensor(known, dtype=torch.float64).cpu().numpy()
+    return _one_each(known, x)
+
+
+def _one_each(eps: Radius, x: Tensor) -> np.ndarray:
+    radii = torch.as_tensor(eps, dtype=torch.float64).cpu().numpy()
     if radii.shape not in ((), (len(x),)):
         raise InputError("certificates have one radius per example")
     return np.broadcast_to(radii, (len(x),))

@@ -13,6 +13,7 @@ from ironbound.cli.certify import certify
 from ironbound.cli.check import check
 from ironbound.cli.demo import demo
 from ironbound.cli.radius import radius
+from ironbound.cli.selftest import selftest
 from ironbound.cli.train import train
 from ironbound.cli.verify import verify
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, certify, attack, radius, train, verify, check):
+for command in (demo, certify, attack, radius, train, verify, check, selftest):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,14 @@ def certify(
         float | None,
         typer.Option(help="Seconds that split or milp may take for an example.", rich_help_panel="Query"),
     ] = None,
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="What is proved: real, the network in real arithmetic; float32, every run of it in float32 "
+            "(docs/arithmetic.md).",
+            rich_help_panel="Query",
+        ),
+    ] = "real",
     attack: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +63,13 @@ def certify(
     ] = False,
     store: given.Store = None,
     shard: given.Shard = 256,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for certificates of what is certified: `ironbound check` proves them again. Resumes, too.",
+            rich_help_panel="Output and resources",
+        ),
+    ] = None,
     save_adversarial: given.Save = None,
     per_class: given.PerClass = False,
     json: given.Json = False,
@@ -68,6 +84,6 @@ def certify(
     attack = attack or ("none" if detect else "pgd")
     run(
         Source(arch, weights, factory, data, data_dir, split, limit, range_, run_folder),
-        Query(eps, norm, clip, names, attack, attack_steps, restarts, targeted, seed, detect, budget),
-        Output(store, shard, save_adversarial, per_class, json, quiet, threads, device),
+        Query(eps, norm, clip, names, attack, attack_steps, restarts, targeted, seed, detect, budget, arithmetic),
+        Output(store, shard, save_adversarial, per_class, json, quiet, threads, device, certificates),
     )

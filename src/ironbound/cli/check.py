@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as encoding
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,9 @@ def check(
         Path | None, typer.Option(help="Inputs and labels (.npz; default: data.npz beside the certificates).")
     ] = None,
     eps: Annotated[float | None, typer.Option(help="Refuse claims for a smaller radius than this.", min=0.0)] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes (default: one for each core).", min=1, show_default=False)
+    ] = None,
     json: given.Json = False,
 ) -> None:
     """Check certificates by recomputing every bound with outward rounding; numpy is all it needs.
@@ -32,7 +36,7 @@ def check(
         Exit: with that code.
     """
     with exit_codes():
-        report = _checked(file, network, data, eps)
+        report = _checked(file, network, data, eps, jobs or os.cpu_count() or 1)
         if json:
             typer.echo(encoding.dumps(report))
         else:
@@ -46,19 +50,20 @@ def check(
         raise typer.Exit(1)
 
 
-def _checked(path: Path, network: Path | None, data: Path | None, eps: float | None) -> dict:
+def _checked(path: Path, network: Path | None, data: Path | None, eps: float | None, jobs: int) -> dict:
     """The report, as plain data."""
-    from ironbound.certificate.checker import CertificateError, Checker, File, arrays_of
-    from ironbound.errors import DataError
+    from ironbound.certificate.checker import CertificateError as Refusal
+    from ironbound.certificate.checker import Checker, File, arrays_of, check_file
+    from ironbound.errors import CertificateError
 
     start = time.monotonic()
     path = path / "certificates.ibc" if path.is_dir() else path
     try:
         file = File.read(path)
         arrays = arrays_of(network or path.parent / "network.npz"), arrays_of(data or path.parent / "data.npz")
-        answers = Checker(*arrays).check_file(file)
-    except (CertificateError, OSError) as error:
-        raise DataError(f"{path} cannot be checked: {error}.") from error
+        answers = check_file(Checker(*arrays), file, jobs)
+    except (Refusal, OSError) as error:
+        raise CertificateError(f"{path} cannot be checked: {error}.") from error
     small = {one.index for one in file.certificates if eps is not None and one.eps < eps}
     refused = {index: f"its radius is below {eps:g}" for index in small} | {k: why for k, why in answers.items() if why}
     return {

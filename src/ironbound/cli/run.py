@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from ironbound.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ironbound.bounding import Arithmetic
     from ironbound.cascade import AttackOptions
     from ironbound.certification import Certification
     from ironbound.certified_radius import Radius
@@ -54,6 +55,7 @@ class Query:
     seed: int = 0
     detect: bool = False
     budget: float | None = None
+    arithmetic: str = "real"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Output:
     quiet: bool
     threads: int | None
     device: str
+    certificates: Path | None = None
 
 
 def run(source: Source, query: Query, output: Output) -> None:
@@ -90,6 +93,8 @@ def run(source: Source, query: Query, output: Output) -> None:
             from ironbound.report.table import print_table
 
             print_table(result, output.per_class)
+            if output.certificates is not None:
+                typer.echo(_certificates_line(result, output.certificates))
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,15 @@ def _certify(source: Source, query: Query, output: Output, watch: Watch) -> Cert
             shard=output.shard,
             progress=watch,
             budget=query.budget,
+            arithmetic=cast("Arithmetic", query.arithmetic),  # certify refuses other words
+            certificates=output.certificates,
         )
     return with_origin(result, given.source, given.dataset, given.start, given.stop)
+
+
+def _certificates_line(result: Certification, folder: Path) -> str:
+    certified = int((result.status == "certified").sum())
+    return f"Certificates of {len(result.certificates)} of {certified} certified examples are in {folder}."
 
 
 def run_folder(source: Source) -> Path | None:

@@ -4,6 +4,9 @@ Each subproblem holds some neurons to one side of their kink. Its bound is the d
 over slopes and the multipliers of the splits; one above the guard closes it, any other is split once more. What is left
 with nothing to split is linear, and a linear program decides it.
 
+Where hardly any subproblem closes, the bounds of the neurons are too wide for the relaxation to be worth splitting:
+they are tightened by a search of their own (`split_tightening.py`), and the search begins anew.
+
 Source: Bunel et al. (2020), "Branch and bound for piecewise linear neural network verification"; Wang et al. (2021),
 "Beta-CROWN".
 """
@@ -11,31 +14,28 @@ Source: Bunel et al. (2020), "Branch and bound for piecewise linear neural netwo
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ironbound.bounding.alpha_dual import Ascent
-from ironbound.bounding.memory import CACHE
 from ironbound.bounding.precision import full_precision
 from ironbound.errors import MemoryLimitError
 from ironbound.exact.query import Budget, Outcome, Query
-from ironbound.exact.split_ascent import Best, Pace, climbed
-from ironbound.exact.split_attack import counterexample, steps_of_round
-from ironbound.exact.split_bounds import Multipliers, confirmed, fixed, walk
-from ironbound.exact.split_branching import chosen, halves, splittable
-from ironbound.exact.split_leaf import solved
-from ironbound.exact.split_pool import Batch, Pool
 from ironbound.exact.split_relaxation import Relaxation, relaxed
-from ironbound.exact.split_tree import Leaves, Tree
+from ironbound.exact.split_search import MEMORY, SignSearch
+from ironbound.exact.split_tightening import Effort, tightened
+from ironbound.exact.split_tree import Tightening, Tree
 
-_MEMORY = 1 << 30  # bytes of open subproblems and leaves, by default
 _LAYERS = Ascent(20)
-_ROOT = Pace(iterations=60)
-_CHILD = Pace(iterations=8, slope=0.1, beta=0.6)
-_LAST = Pace(iterations=40)
-_SECONDS = 1.0  # that a step should take at most
+_PATIENCE = 1.0  # least seconds of a search before neurons are tightened
+_ROUNDS, _MORE = 16, 3  # splits of each neuron's bounds the first time, and how many times more each time after
+_GAIN = 0.05  # share of the neurons' ranges that a tightening must take off to be followed by another
+_SHARE = 0.5  # of the time left that a tightening may take
+
+Accept = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,13 @@ class SplitOutcome(Outcome):
 
 
 @torch.no_grad()
-def split(query: Query, budget: Budget) -> SplitOutcome:
+def split(query: Query, budget: Budget, accept: Accept | None = None) -> SplitOutcome:
     """Searches for a counterexample of any clause, until none is left.
 
     Args:
         query: the network, the region and the clauses.
         budget: when to end.
+        accept: what a candidate [1, *shape] must pass; the search goes on where it does not. None accepts all.
 
     Returns:
         Bounds that hold whenever the search ends, a candidate where one was met, and the leaves.
@@ -67,7 +68,7 @@ def split(query: Query, budget: Budget) -> SplitOutcome:
             net = relaxed(query, _LAYERS, budget.memory)
         except MemoryLimitError:
             return _nothing(query, "memory")
-        return _Search(query, budget, net).run()
+        return _Campaign(query, budget, accept).run(net)
 
 
 def _nothing(query: Query, why: str) -> SplitOutcome:
@@ -75,130 +76,61 @@ def _nothing(query: Query, why: str) -> SplitOutcome:
     return SplitOutcome(clauses.constant.new_full((len(clauses),), -torch.inf), None, 0, why, None)
 
 
-class _Search:
-    """The state of one search.
+class _Campaign:
+    """Searches in turn with tightenings."""
 
-    Args:
-        query: the network, the region and the clauses.
-        budget: when to end.
-        net: the relaxed network.
-    """
+    def __init__(self, query: Query, budget: Budget, accept: Accept | None) -> None:
+        self.query, self.budget, self.accept = query, budget, accept
+        self.lower = query.clauses.constant.new_full((len(query.clauses),), -torch.inf)
+        self.nodes = 0
+        self.steps: tuple[Tightening, ...] = ()
+        self.memory = MEMORY if budget.memory is None else budget.memory
+        self.useful = True
 
-    def __init__(self, query: Query, budget: Budget, net: Relaxation) -> None:
-        self.query, self.budget, self.net, self.double = query, budget, net, net.double()
-        self.memory = _MEMORY if budget.memory is None else budget.memory
-        self.leaves = Leaves(net, self.memory // 4)
-        clauses = len(query.clauses)
-        self.done = net.constant.new_full((clauses,), torch.inf)  # the lowest bound of the leaves of each clause
-        self.stuck = torch.zeros(clauses, dtype=torch.bool, device=net.constant.device)
-        self.nodes = self.rounds = 0
-        self.candidate: Tensor | None = None
-        each = net.constant.element_size() * (12 * net.width + 6 * net.input.shape[1])
-        self.most = max(16, min(1024, CACHE // each))
-        self.length = 16
-        self.pool: Pool | None = None
+    def run(self, net: Relaxation) -> SplitOutcome:
+        """Until a search decides, or the budget is spent.
 
-    def run(self) -> SplitOutcome:
-        """Searches to the end."""
-        self.pool = self._root()
-        why = self._stop()
-        while why is None:
+        Args:
+            net: the relaxed network.
+
+        Returns:
+            The outcome.
+        """
+        patience, rounds = _PATIENCE, _ROUNDS
+        while True:
+            search = SignSearch(self.query, self._left(), net, self.accept)
+            why = search.run(patience if self._worth(net) else None)
+            self.nodes += search.nodes
+            self.lower = torch.fmax(self.lower, search.lower().to(self.lower))
+            if why != "hopeless":
+                tree = search.leaves.tree(self.steps)
+                return SplitOutcome(self.lower, search.candidate, self.nodes, why, tree)
             begin = time.monotonic()
-            self._step(self.pool)
-            spent = time.monotonic() - begin
-            self.length = max(4, self.length // 2) if spent > _SECONDS else min(self.most, 2 * self.length)
-            why = self._stop()
-        lower = torch.minimum(self.done, self.pool.least(len(self.done)))
-        return SplitOutcome(lower, self.candidate, self.nodes, why, self.leaves.tree())
+            net = self._tightened(net, rounds)
+            patience, rounds = max(patience, time.monotonic() - begin), _MORE * rounds
 
-    def _stop(self) -> str | None:
-        assert self.pool is not None
-        limit = self.budget.nodes
-        if self.candidate is not None:
-            return "candidate"
-        if len(self.pool) == 0:
-            return "stuck" if bool(self.stuck.any()) else "proved"
-        if self.budget.left() <= 0:
-            return "time"
-        if limit is not None and self.nodes + 2 > limit:
-            return "nodes"
-        return "memory" if self._used() > self.memory else None
+    def _left(self) -> Budget:
+        """What is left for a search."""
+        nodes, kept = self.budget.nodes, sum(step.bytes() for step in self.steps)
+        return replace(
+            self.budget,
+            memory=max(0, self.memory - kept),
+            nodes=None if nodes is None else max(0, nodes - self.nodes),
+        )
 
-    def _used(self) -> int:
-        assert self.pool is not None
-        return self.leaves.bytes + self.pool.bytes_each * len(self.pool)
+    def _worth(self, net: Relaxation) -> bool:
+        """Whether there are neurons above the first level to tighten, and reason to expect that it helps."""
+        room = 4 * sum(step.bytes() for step in self.steps) < self.memory
+        return self.useful and room and self.query.region.dtype == torch.float64 and len(net.levels) > 1
 
-    def _root(self) -> Pool:
-        """Bounds every clause, from both usual choices of slopes."""
-        net = self.net
-        clause = torch.arange(len(self.done), device=net.constant.device)
-        rows = net.membership()
-        weight = rows / rows.sum(1, keepdim=True)
-        none = net.constant.new_zeros((len(clause), net.width))
-        signs = fixed(net, none)
-        starts = [Multipliers(none, t.expand_as(none), none, weight) for t in net.starts]
-        first, second = (walk(net, signs, start).value for start in starts)
-        t = torch.where((second > first).unsqueeze(1), starts[1].t, starts[0].t)
-        batch = Batch(torch.full_like(first, -torch.inf), clause, Multipliers(none, t, none, weight))
-        pool = Pool(batch)
-        self._enter(pool, batch, climbed(net, batch.at, clause, _ROOT))
-        return pool
+    def _tightened(self, net: Relaxation, rounds: int) -> Relaxation:
+        until = Budget() if self.budget.deadline is None else Budget.of(_SHARE * self.budget.left())
+        better, steps = tightened(net, Effort(rounds, torch.float32, self.memory // 4), until)
+        self.steps += tuple(steps)
+        self.useful = _ranges(better) < (1 - _GAIN) * _ranges(net)
+        return better
 
-    def _step(self, pool: Pool) -> None:
-        """Splits some subproblems and bounds both sides of each."""
-        count = self.length
-        if self.budget.nodes is not None:
-            count = min(count, (self.budget.nodes - self.nodes) // 2)
-        parents = pool.take(count, worst=2 * self._used() < self.memory)
-        can = splittable(self.net, parents.at.signs).any(1)
-        for index in torch.nonzero(~can).flatten():
-            self._last(parents.take(index.unsqueeze(0)))
-        parents = parents.take(can)
-        if len(parents) == 0:
-            return
-        column = chosen(self.net, parents.at, parents.clause)
-        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
-        self._enter(pool, both, climbed(self.net, both.at, both.clause, _CHILD))
 
-    def _enter(self, pool: Pool, batch: Batch, best: Best) -> None:
-        """Closes what is above its guard and queues the rest, after a look for counterexamples."""
-        self.nodes += len(batch)
-        value, closed = self._confirmed(best, batch.clause)
-        self._close(batch.clause[closed], value[closed], best.at.take(closed))
-        # a side of a split is part of the whole, whose bound holds for it as well
-        left = Batch(torch.maximum(value, batch.lower), batch.clause, best.at).take(~closed)
-        self.rounds += 1
-        self._attack(best.point[~closed], left.clause, left.lower, steps_of_round(self.rounds))
-        pool.add(left)
-
-    def _attack(self, points: Tensor, clause: Tensor, value: Tensor, steps: int) -> None:
-        """Looks for a counterexample near points, until there is one."""
-        if self.candidate is None:
-            self.candidate = counterexample(self.query, points, clause, value, steps)
-
-    def _confirmed(self, best: Best, clause: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds, those above the guard computed again; and which of them are above it still."""
-        guard = self.net.guard[clause]
-        value = best.value.clone()
-        above = torch.nonzero(value > guard).squeeze(1)
-        if len(above):
-            value[above] = confirmed(self.double, best.at.take(above)).to(value)
-        return value, value > guard
-
-    def _close(self, clause: Tensor, value: Tensor, at: Multipliers) -> None:
-        self.done = self.done.scatter_reduce(0, clause, value, "amin")
-        self.leaves.add(clause, at)
-
-    def _last(self, one: Batch) -> None:
-        """Decides a subproblem with nothing left to split, or gives it up."""
-        leaf = solved(self.net, one.at, int(one.clause))
-        best = climbed(self.net, one.at if leaf is None else leaf.at, one.clause, _LAST)
-        points = best.point if leaf is None else torch.cat([leaf.point, best.point])
-        value, closed = self._confirmed(best, one.clause)
-        if bool(closed):
-            self._close(one.clause, value, best.at)
-            return
-        self.done = self.done.scatter_reduce(0, one.clause, torch.maximum(value, one.lower), "amin")
-        self.stuck[one.clause] = True
-        clause, values = (part.expand(len(points)) for part in (one.clause, value))
-        self._attack(points, clause, values, 40)
+def _ranges(net: Relaxation) -> float:
+    """The sum of the ranges of the open neurons."""
+    return float((net.high - net.low)[net.splittable].sum())

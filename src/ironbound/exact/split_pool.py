@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ class Batch:
     def take(self, index: Tensor) -> Batch:
         """Some of the subproblems, by int64 or bool index."""
         return Batch(self.lower[index], self.clause[index], self.at.take(index))
+
+    @staticmethod
+    def join(parts: list[Batch]) -> Batch:
+        """All of them."""
+        at = Multipliers(*(torch.cat([getattr(p.at, f.name) for p in parts]) for f in fields(Multipliers)))
+        return Batch(torch.cat([p.lower for p in parts]), torch.cat([p.clause for p in parts]), at)
 
 
 def packed(at: Multipliers) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -36,6 +36,7 @@ class Relaxation:
         starts: slopes t to begin with, each [columns].
         knot: where a neuron that can be split has its kink, [columns]; 0 elsewhere.
         splittable: which neurons can be split, bool [columns].
+        low, high: bounds of what each neuron reads, [columns]; infinite where it cannot be split.
         nodes, neurons: the relaxed node of each column and the flat index of the neuron in it, int64 [columns].
         sets: of the region, with flat radius and middle [1, input elements or 1].
         parts: what each row reads of the neurons, [rows, columns].
@@ -54,6 +55,8 @@ class Relaxation:
     starts: tuple[Tensor, Tensor]
     knot: Tensor
     splittable: Tensor
+    low: Tensor
+    high: Tensor
     nodes: Tensor
     neurons: Tensor
     sets: tuple[tuple[float, Tensor, Tensor], ...]
@@ -73,13 +76,13 @@ class Relaxation:
         number = torch.arange(len(self.guard), device=self.clause.device)
         return (self.clause == number.unsqueeze(1)).to(self.constant.dtype)
 
-    def double(self) -> Relaxation:
-        """The same numbers in float64."""
+    def to(self, dtype: torch.dtype) -> Relaxation:
+        """The same numbers in another floating point type."""
 
         def one(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(one(part) for part in value)
-            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return Relaxation(**{field.name: one(getattr(self, field.name)) for field in fields(self)})
 
@@ -131,10 +134,13 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
     for level in between.levels:
         levels.append(slice(first, first + level.lower[0].shape[-1]))
         first = levels[-1].stop
-    knots, splittable, nodes, neurons = [], [], [], []
+    knots, splittable, nodes, neurons, ends = [], [], [], [], []
     for level, columns in zip(between.levels, levels, strict=True):
         knot, can = _kink(state, level)
         width = columns.stop - columns.start
+        ends.append(
+            _ends(state, level) if can else (like.new_full((width,), -torch.inf), like.new_full((width,), torch.inf))
+        )
         knots.append(like.new_full((width,), knot))
         splittable.append(torch.full((width,), can, device=like.device))
         nodes.append(torch.full((width,), level.node, device=like.device))
@@ -161,6 +167,8 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         joined("starts"),  # type: ignore[arg-type]
         flat(knots, like.dtype),
         flat(splittable, torch.bool),
+        flat([low for low, _ in ends], like.dtype),
+        flat([high for _, high in ends], like.dtype),
         flat(nodes, torch.int64),
         flat(neurons, torch.int64),
         tuple((dual, radius[0], middle[0]) for dual, radius, middle in between.sets),
@@ -179,3 +187,10 @@ def _kink(state: AlphaState, level: Level) -> tuple[float, bool]:
     if not isinstance(operator, PiecewiseLinear) or len(operator.knots) != 1:
         return 0.0, False
     return operator.knots[0], operator.slopes[0] < operator.slopes[1]
+
+
+def _ends(state: AlphaState, level: Level) -> tuple[Tensor, Tensor]:
+    """Bounds of what a level's neurons read, each [width]."""
+    neurons = state.opened[level.node].neurons[0]
+    low, high = (end.flatten()[neurons] for end in state.layers[level.node])
+    return low, high

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Tree:
         t: slopes of the neurons that are not split, float16 [leaves with slopes, columns]; the first leaves have them.
         beta: multipliers of the splits, likewise.
         weight: shares of the clauses' rows, [leaves with slopes, rows].
+        tightenings: what the bounds of the neurons rest on, beyond those of "alpha"; each builds on those before.
     """
 
     node: Tensor
@@ -33,14 +34,52 @@ class Tree:
     t: Tensor
     beta: Tensor
     weight: Tensor
+    tightenings: tuple[Tightening, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clause)
+
+    def take(self, clauses: Tensor) -> Tree:
+        """The leaves of some clauses, by int64 [clauses kept], numbered anew in that order."""
+        number = torch.full((int(max(self.clause.amax(), clauses.amax())) + 1,), -1, device=clauses.device)
+        number[clauses] = torch.arange(len(clauses), device=clauses.device)
+        found = number[self.clause]
+        kept = found >= 0
+        slopes = kept[: len(self.t)]
+        return replace(
+            self,
+            clause=found[kept],
+            signs=self.signs[kept],
+            t=self.t[slopes],
+            beta=self.beta[slopes],
+            weight=self.weight[slopes][:, clauses],
+        )
 
     def clamps(self, leaf: int) -> list[tuple[int, int, int]]:
         """The leaf's splits: (node, neuron, sign)."""
         columns = torch.nonzero(self.signs[leaf]).flatten().tolist()
         return [(int(self.node[c]), int(self.neuron[c]), int(self.signs[leaf, c])) for c in columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Tightening:
+    """The leaves behind tighter bounds of some neurons of one relaxed node.
+
+    Attributes:
+        node: the relaxed node.
+        neurons: flat indices, int64 [neurons].
+        tree: clause k says that neuron k's input is above its kink, clause neurons + k that it is below.
+    """
+
+    node: int
+    neurons: Tensor
+    tree: Tree
+
+    def bytes(self) -> int:
+        """What it takes."""
+        tree = self.tree
+        parts = (tree.clause, tree.signs, tree.t, tree.beta, tree.weight)
+        return sum(part.element_size() * part.numel() for part in parts)
 
 
 class Leaves:
@@ -57,11 +96,16 @@ class Leaves:
         self._slopes = 0
         self._with = True
         self._parts: list[list[Tensor]] = [[], [], [], [], []]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def add(self, clause: Tensor, at: Multipliers) -> None:
         """Adds closed leaves, of clauses int64 [n]."""
         if len(clause) == 0:
             return
+        self._count += len(clause)
         signs, *slopes = packed(at)
         self._with = self._with and self._slopes < self.budget
         slope_bytes = sum(part.element_size() * part.numel() for part in slopes) if self._with else 0
@@ -70,7 +114,7 @@ class Leaves:
         for column, part in zip(self._parts, [clause, signs, *(slopes if self._with else ())], strict=False):
             column.append(part)
 
-    def tree(self) -> Tree:
+    def tree(self, tightenings: tuple[Tightening, ...] = ()) -> Tree:
         """The leaves found."""
         net = self.net
         like = net.constant
@@ -80,9 +124,8 @@ class Leaves:
             *(torch.zeros((0, net.width), dtype=torch.float16, device=like.device),) * 2,
             like.new_zeros((0, len(net.clause))),
         )
-        return Tree(
-            net.nodes, net.neurons, *(torch.cat([*part, none]) for part, none in zip(self._parts, empty, strict=True))
-        )
+        columns = (torch.cat([*part, none]) for part, none in zip(self._parts, empty, strict=True))
+        return Tree(net.nodes, net.neurons, *columns, tightenings=tightenings)
 
 
 def covers(tree: Tree, clause: int) -> bool:

@@ -63,9 +63,13 @@ def describe(result: Certification) -> list[tuple[str, str]]:
         ("region", f"ε = {radius} ({settings['unit']}), norm {settings['norm']}, {clip_words(clip)}"),
         ("methods", ", ".join(settings["methods"]) or "none"),
         ("attack", _attack(attack)),
-        ("arithmetic", "; ".join(f"{name}: {count}" for name, count in result.summary()["arithmetic"].items())),
+        ("proofs for", _arithmetic(result.summary()["arithmetic"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+
+
+def _arithmetic(count: Mapping[str, int]) -> str:
+    return "; ".join(f"{name}: {found}" for name, found in count.items()) or "nothing is certified"
 
 
 def data_words(settings: Mapping[str, Any], examples: int) -> str:

@@ -17,6 +17,7 @@ from ironbound.errors import InputError
 from ironbound.regions import ball
 from ironbound.training import recipe as recipes
 from ironbound.training.batch_norm import batch_statistics
+from ironbound.training.losses import STEPWISE
 from ironbound.training.losses.loss import refuse_dropout
 from ironbound.training.options import option_names, parameters, table
 from ironbound.training.order import generator_of
@@ -24,7 +25,11 @@ from ironbound.training.order import generator_of
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-AT_POINTS = ("standard", "pgd")  # losses of the network in training mode; all others bound the network as it is used
+AT_POINTS = (
+    "standard",
+    "hinge",
+    "pgd",
+)  # losses of the network in training mode; all others bound the network as it is used
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Stepper:
         fabric: the processes.
 
     Raises:
-        InputError: the network has dropout and the loss bounds it, or batch norm or dropout and the batch would be cut.
+        InputError: the network has dropout and the loss bounds it; or the batch would be cut, and batch norm, dropout
+            or a solver that moves with each step needs all of it.
     """
 
     def __init__(self, model: nn.Module, recipe: recipes.Recipe, plan: recipes.Plan, fabric: Fabric) -> None:
@@ -92,6 +98,12 @@ class Stepper:
         if self._workers * fabric.world_size > 1 and self._two_modes:
             raise InputError(
                 "batch norm and dropout see the whole batch, so it cannot be cut: train this network with "
+                "run.workers = 1 and one process."
+            )
+        stepwise = [name for name in (plan.loss.name, *(term.name for term in plan.regularizers)) if name in STEPWISE]
+        if self._workers * fabric.world_size > 1 and stepwise:
+            raise InputError(
+                f"{stepwise[0]!r} moves its solver on with each step, so a batch cannot be cut: train with "
                 "run.workers = 1 and one process."
             )
         if plan.loss.name not in AT_POINTS:

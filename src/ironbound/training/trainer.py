@@ -20,6 +20,7 @@ from ironbound.training.augment import crop_and_flip
 from ironbound.training.evaluation import evaluate
 from ironbound.training.health import Health, require_finite
 from ironbound.training.logs import Logs
+from ironbound.training.losses.semidefinite import set_solver_state, solver_state
 from ironbound.training.order import Order, Sampler, generator_of, seed_of
 from ironbound.training.record import Epoch, Step
 from ironbound.training.step import Batch, Gradient, Stepper, stage_numbers, threads
@@ -287,12 +288,14 @@ class Trainer:
             "order": order,
             "epochs": [epoch.plain() for epoch in self._epochs],
             "good": self._good,
+            "solver": solver_state(self.model),
             "rng": checkpoint.rng_state(),
         }
         checkpoint.save(self._folder.checkpoint, state)
 
     def _resume(self) -> None:
         """Takes up the checkpoint of the folder, where there is one."""
+        set_solver_state(self.model, None)  # nothing of an earlier run with this network
         if self._folder is None or not self._folder.checkpoint.is_file():
             return
         state = checkpoint.load(self._folder.checkpoint)
@@ -307,4 +310,5 @@ class Trainer:
         self._order = None if state["order"] is None else Order(*state["order"])
         self._epochs = [Epoch.of(plain) for plain in state["epochs"]]
         self._good = state["good"]
+        set_solver_state(self.model, state.get("solver"))
         checkpoint.set_rng_state(state["rng"])

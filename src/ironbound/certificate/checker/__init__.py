@@ -6,7 +6,10 @@ values are at most M in magnitude, a functional with coefficients c of them pays
 and will do to its next product, and in mode "float32" also |c| times the noise of the network's own run.
 """
 
-from .claims import Certificate, Checker, File, arrays_of, digest
+from .checking import Checker
+from .claims import Certificate, File
+from .files import arrays_of, digest
 from .layers import Arithmetic, CertificateError
+from .parallel import check_file
 
-__all__ = ["Arithmetic", "Certificate", "CertificateError", "Checker", "File", "arrays_of", "digest"]
+__all__ = ["Arithmetic", "Certificate", "CertificateError", "Checker", "File", "arrays_of", "check_file", "digest"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from .claims import Checker, File, arrays_of
+from .checking import Checker
+from .claims import File
+from .files import arrays_of
 from .layers import CertificateError
+from .parallel import check_file
 
 
 def main(arguments=None) -> int:
@@ -15,10 +19,12 @@ def main(arguments=None) -> int:
     parser.add_argument("certificates", help="file of certificates")
     parser.add_argument("--network", required=True, help="network as an npz file")
     parser.add_argument("--data", required=True, help="inputs (x) and labels as an npz file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     options = parser.parse_args(arguments)
     try:
         file = File.read(options.certificates)
-        answers = Checker(arrays_of(options.network), arrays_of(options.data)).check_file(file)
+        checker = Checker(arrays_of(options.network), arrays_of(options.data))
+        answers = check_file(checker, file, options.jobs)
     except (CertificateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

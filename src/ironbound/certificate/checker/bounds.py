@@ -20,7 +20,7 @@ class Region:
         self.eps = a.dtype.type(eps)
         inside = not self.clipped or ((clip[0] <= self.x) & (self.x <= clip[1])).all()
         need(inside, "an input lies outside the clip")
-        if self.eps < eps:
+        if float(self.eps) < eps:
             self.eps = np.nextafter(self.eps, a.top)
         self.middle, self.radius = self.x, 0 * self.x + self.eps
         if self.clipped:
@@ -109,6 +109,11 @@ class Analysis:
         if slopes is None:
             slopes = {n: (high > -low).astype(low.dtype) for n, (low, high) in ends.items()}
         return {n: self._line(low, high, slopes.get(n)) for n, (low, high) in ends.items()}
+
+    def open_neurons(self):
+        """The neurons that the bounds leave open, in order: (node, flat index)."""
+        ends = [(n, self.low[self.nodes[n].inputs[0]], self.high[self.nodes[n].inputs[0]]) for n in self.lines]
+        return [(n, int(neuron)) for n, low, high in ends for neuron in np.flatnonzero((low < 0) & (high > 0))]
 
     def _tighten(self, source):
         """Bounds by rows for the neurons of a node that intervals leave open, where intervals are not exact."""

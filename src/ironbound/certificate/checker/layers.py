@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -153,17 +152,15 @@ class Affine(Node):
 def linear(inputs, shapes, weight, bias=None):
     """W x + b."""
     need(weight.ndim == 2 and tuple(shapes[0]) == weight.shape[1:], "a linear layer does not fit its input")
-    return Affine(inputs, weight.shape[1:], weight[None], np.arange(weight.shape[1])[None, None], bias), weight.shape[
-        :1
-    ]
+    index = np.arange(weight.shape[1])[None, None]
+    return Affine(inputs, weight.shape[1:], weight[None], index, bias), weight.shape[:1]
 
 
 def conv(inputs, shapes, weight, stride, padding, dilation, groups=1, bias=None):
     """Convolution over any number of axes, padded with zeros."""
     (channels, *extents), (_, inner, *kernel) = shapes[0], weight.shape
-    need(
-        len(extents) == len(kernel) == len(stride) == len(padding) == len(dilation) > 0, "axes of a convolution differ"
-    )
+    counts = {len(part) for part in (extents, kernel, stride, padding, dilation)}
+    need(counts == {len(extents)} and extents, "the axes of a convolution differ")
     need(min(*stride, *dilation, groups) > 0 <= min(padding), "a convolution has an impossible attribute")
     need(channels == inner * groups and len(weight) % groups == 0, "the channels of a convolution do not fit")
     axes = list(zip(extents, kernel, stride, padding, dilation, strict=True))
@@ -220,35 +217,3 @@ def weighted_sum(inputs, shapes, factors):
     size = math.prod(shapes[0])
     index = np.arange(len(inputs) * size).reshape(1, len(inputs), size).transpose(0, 2, 1)
     return Affine(inputs, [size] * len(inputs), factors[None, None], index), shapes[0]
-
-
-LAYERS = {"linear": linear, "conv": conv, "batch_norm": batch_norm, "scale": scale, "mean": mean, "sum": weighted_sum}
-
-
-def network(arrays, arithmetic):
-    """The nodes that the arrays of a network file describe; a reshape is its source under another shape."""
-    text = json.loads(arrays["network"].tobytes())
-    need(text["format"] == "ironbound-network/1", "the format of the network is not known")
-    shapes, place, nodes = [text["shape"]], [0], [Node("input", [], math.prod(text["shape"]))]
-    for number, entry in enumerate(text["nodes"], 1):
-        options = {key: value for key, value in entry.items() if key not in ("op", "in")}
-        need(all(0 <= i < number for i in entry["in"]), "a node reads one that does not come before it")
-        need(len(entry["in"]) == 1 or entry["op"] in ("sum", "mean") and entry["in"], "a node reads too many or none")
-        for key, value in options.items():
-            if isinstance(value, str):
-                need(arrays[value].dtype.kind == ("i" if key == "index" else "f"), f"{value} is of a wrong type")
-                options[key] = arrays[value] if key == "index" else arithmetic.exact(arrays[value])
-        inputs, reads = [place[i] for i in entry["in"]], [shapes[i] for i in entry["in"]]
-        if entry["op"] == "reshape":
-            node, shape = None, options["shape"]
-            need(math.prod(shape) == math.prod(reads[0]), "a reshape changes the number of elements")
-        elif entry["op"] == "relu":
-            node, shape = Node("relu", inputs, nodes[inputs[0]].size), reads[0]
-        else:
-            node, shape = LAYERS[entry["op"]](inputs, reads, **options)
-        need(all(type(extent) is int and extent > 0 for extent in shape), f"a {entry['op']} has an impossible shape")
-        place.append(inputs[0] if node is None else len(nodes))
-        shapes.append(shape)
-        nodes += [] if node is None else [node]
-    need(place[-1] == len(nodes) - 1 and nodes[-1].size > 1, "the last node is not the output of a classifier")
-    return nodes

@@ -11,19 +11,22 @@ from ironbound.training.losses.bounded import crown_ibp, interval, robust, robus
 from ironbound.training.losses.expressive import cc_ibp, exp_ibp, mtl_ibp, sabr, small_region
 from ironbound.training.losses.loss import Loss, refuse_dropout
 from ironbound.training.losses.norms import frobenius_norm, spectral_norm
-from ironbound.training.losses.pointwise import pgd, standard
+from ironbound.training.losses.pointwise import hinge, pgd, standard
+from ironbound.training.losses.semidefinite import sdp_hinge, sdp_value
 from ironbound.training.losses.tightness import tight, tightness_d, tightness_r
 from ironbound.training.losses.warmup import shi, shi_relu_balance, shi_tightness
 
 __all__ = [
     "LOSSES",
     "REGULARIZERS",
+    "STEPWISE",
     "Loss",
     "attacked",
     "cc_ibp",
     "crown_ibp",
     "exp_ibp",
     "frobenius_norm",
+    "hinge",
     "interval",
     "mtl_ibp",
     "pgd",
@@ -31,6 +34,8 @@ __all__ = [
     "robust",
     "robust_hinge",
     "sabr",
+    "sdp_hinge",
+    "sdp_value",
     "shi",
     "shi_relu_balance",
     "shi_tightness",
@@ -44,6 +49,7 @@ __all__ = [
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "standard": standard,
+    "hinge": hinge,
     "pgd": pgd,
     "robust": robust,
     "robust-hinge": robust_hinge,
@@ -54,6 +60,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "mtl-ibp": mtl_ibp,
     "cc-ibp": cc_ibp,
     "exp-ibp": exp_ibp,
+    "sdp-hinge": sdp_hinge,
 }
 """Losses by the name that a recipe gives; each is called with (model, region, labels, **options)."""
 
@@ -65,5 +72,9 @@ REGULARIZERS: dict[str, Callable[..., Tensor]] = {
     "shi-balance": shi_relu_balance,
     "spectral": spectral_norm,
     "frobenius": frobenius_norm,
+    "sdp": sdp_value,
 }
 """Regularizers by name; each is called with (model, region, labels, **options) and added with a weight."""
+
+STEPWISE = ("sdp-hinge", "sdp")
+"""Names of what moves a solver on with each call, so that a step's batch cannot be cut into parts."""

@@ -2,13 +2,16 @@
 
 The values come from the low-rank solver with one step (or a few) for each call, from the vectors of the call before. By
 Danskin's theorem the gradient at the best vectors is that of the objective with the vectors held fixed, so no gradient
-runs through the solver. Values in training are the solver's, from below, not certificates: `ironbound.sdp` gives those.
+runs through the solver. Values in training are the solver's, from below, not certificates: `dual_bounds` turns the
+vectors at hand into certificates, and `ironbound.sdp` solves for good ones.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,11 @@ from ironbound.graph import Graph
 from ironbound.ops.affine import Linear, Scale
 from ironbound.ops.operator import Activation
 from ironbound.regions import LinfBall, Region
+from ironbound.semidefinite.bilinear import dual_bound
+from ironbound.semidefinite.mixing import Vectors, values
 from ironbound.semidefinite.network import two_layer
+from ironbound.semidefinite.pairwise import whole_range
+from ironbound.semidefinite.problems import problems
 from ironbound.semidefinite.slopes import slope_range
 from ironbound.training.losses.loss import Loss, as_used, clean_logits, differences, weighted
 
@@ -60,14 +67,23 @@ class Live:
     slopes: tuple[float, float]
 
 
-def progress_of(model: nn.Module) -> Progress | None:
-    """What the solver keeps of a network: to be saved in checkpoints where a run must resume bit for bit."""
-    return _progress.get(model)
+def solver_state(model: nn.Module) -> dict[str, Any] | None:
+    """What the solver keeps of a network, for checkpoints; None before its first call."""
+    kept = _progress.get(model)
+    return None if kept is None else dict(vars(kept))
 
 
-def restore(model: nn.Module, progress: Progress) -> None:
-    """Sets what the solver keeps of a network."""
-    _progress[model] = progress
+def set_solver_state(model: nn.Module, state: Mapping[str, Any] | None) -> None:
+    """Sets what the solver keeps of a network.
+
+    Args:
+        model: the network.
+        state: from `solver_state`; None: the solver begins anew.
+    """
+    if state is None:
+        _progress.pop(model, None)
+    else:
+        _progress[model] = Progress(**state)
 
 
 def pair_values(model: nn.Module, region: Region, rank: int = RANK, steps: int = 1) -> Tensor:
@@ -205,6 +221,41 @@ def pair_shares(model: nn.Module, region: Region, labels: Tensor, values: Tensor
     return shares + shares.T
 
 
+@torch.no_grad()
+def dual_bounds(model: nn.Module, region: Region) -> Tensor:
+    """The certificates that the solver's present vectors give, without solving on: a proof whatever they are.
+
+    Source: Raghunathan et al. (2018), equation (16), with the best scaling of the dual variables.
+
+    Args:
+        model: a two-layer network that `pair_values` was called on.
+        region: its inputs; only their shape counts.
+
+    Returns:
+        Symmetric float64 [classes, classes]: no two inputs within ε differ by more than ε times this in a difference of
+        two logits.
+
+    Raises:
+        InputError: the solver has no vectors of this network yet.
+    """
+    kept = _progress.get(model)
+    if kept is None:
+        raise InputError("the solver has not seen this network yet; call pair_values, or train, first")
+    with as_used(model, region):
+        network = two_layer(capture(model, region.center))
+    pairs = torch.triu_indices(network.classes, network.classes, 1)
+    eye = torch.eye(network.classes, dtype=torch.float64)
+    ones = torch.ones_like(network.hidden.weight[0])
+    posed = problems(network, eye[pairs[0]] - eye[pairs[1]], whole_range(network), ones)
+    first, rest = kept.first.cpu(), kept.rest.cpu()
+    _, weights = values(posed, Vectors(first, rest, first, rest))
+    result = torch.zeros(network.classes, network.classes, dtype=torch.float64)
+    result[pairs[0], pairs[1]] = torch.tensor(
+        [dual_bound(posed, place, weights) for place in range(pairs.shape[1])], dtype=torch.float64
+    )
+    return result + result.T
+
+
 def _unit(vectors: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / length.clamp(min=torch.finfo(vectors.dtype).tiny)
@@ -218,6 +269,7 @@ def _vectors(model: nn.Module, live: Live, pairs: int, rank: int) -> Progress:
         first = torch.randn(shape[1:], generator=generator, dtype=torch.float64)
         rest = torch.randn(shape, generator=generator, dtype=torch.float64)
         kept = _progress[model] = Progress(_unit(first).to(live.hidden), _unit(rest).to(live.hidden))
+    kept.first, kept.rest = kept.first.to(live.hidden.device), kept.rest.to(live.hidden.device)
     return kept
 
 

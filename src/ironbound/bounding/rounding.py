@@ -1,0 +1,341 @@
+"""What rounding can do to a bound, node by node, so that the bound can be moved outward by it.
+
+The charge of a node is such that a functional c of its value pays |c| · charge for all the rounding between this node
+and the relaxed nodes, or the input, right below it: in the walk of c, in the centre that was pushed forward, and, for
+the network as executed in float32, in the network's own run. A relaxed node adds the charge of what it reads to its
+lines; from there on, walks carry it like any other room between two lines. docs/arithmetic.md derives every term.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ironbound.bounding.backward import Band, Range, Rows
+from ironbound.errors import UnsupportedOperatorError
+from ironbound.graph import Graph, Node
+from ironbound.ops.affine import (
+    BatchNorm,
+    Convolution,
+    Linear,
+    Reshape,
+    Scale,
+    Shift,
+    Structural,
+    TransposedConvolution,
+    WeightedSum,
+)
+from ironbound.ops.operator import Affine, Input, Lines, Operator
+from ironbound.ops.piecewise import Maximum, PiecewiseLinear, ReLU
+from ironbound.regions import Region
+
+Arithmetic = Literal["real", "float32"]
+"""What bounds are proofs for: the network in real arithmetic, or any run of it in float32 (see docs/arithmetic.md)."""
+
+SINGLE = 2.0**-24  # the unit of rounding of float32
+_FLUSHED = 2.0**-126  # below this, float32 results may become 0
+_PRODUCTS = Linear | Convolution | TransposedConvolution
+_RULES = _PRODUCTS | Scale | Shift | BatchNorm | WeightedSum | Reshape | Structural | PiecewiseLinear | Maximum | Input
+_DENSE = 1 << 24  # entries of a matrix up to which its non-zeros are counted
+
+_reads: WeakKeyDictionary[Operator, Tensor] = WeakKeyDictionary()
+
+
+class Ledger:
+    """The account of rounding of one graph over one batch of regions; a driver fills it in the order of the nodes.
+
+    Args:
+        graph: the network, every operator with a rule.
+        region: the inputs, in the dtype that bounds are computed in.
+        executed: whether bounds shall hold for the network as executed in float32, not only in real arithmetic.
+
+    Attributes:
+        most: for each node a number that its value, and its centre, never exceed in magnitude; for affine nodes also
+            no less than |A| · most + |b|, [batch, *shape].
+        charge: see the module; None stands for 0, [batch, *shape].
+        slack: what every functional pays for underflow, [batch].
+
+    Raises:
+        UnsupportedOperatorError: an operator has no rule, or its sums are too long for the dtype.
+    """
+
+    def __init__(self, graph: Graph, region: Region, executed: bool = False) -> None:
+        for node in graph.nodes:
+            if not isinstance(node.operator, _RULES):
+                kind = type(node.operator).__name__
+                raise UnsupportedOperatorError(f"{node.name}: the rounding of {kind} has no bound yet.")
+        info = torch.finfo(region.dtype)
+        self.graph, self.executed = graph, executed
+        self.unit, self.tiny = info.eps / 2, 4 * math.sqrt(info.tiny)
+        self.spare = len(graph.nodes) + max((len(readers) for readers in graph.readers), default=0)
+        self.whole = self.share(sum(map(self._terms, range(len(graph.nodes)))))
+        center = region.center.detach()
+        most = center.abs()
+        for part in region.sets():
+            offset = 0 if part.offset is None else part.offset.abs()
+            most = torch.maximum(most, center.abs() + offset + part.radius)
+        share = self.share(self._terms(0))
+        self.most = [most * (1 + share)]
+        self.charge: list[Tensor | None] = [share * self.most[0] + self.tiny]
+        self.slack = center.new_zeros(len(center))
+        self._underflow(0)
+
+    @classmethod
+    def of(cls, graph: Graph, region: Region, arithmetic: Arithmetic | None) -> Ledger | None:
+        """A new ledger, or None where bounds are to stay as computed."""
+        return None if arithmetic is None else cls(graph, region, arithmetic == "float32")
+
+    def share(self, count: int) -> float:
+        """The relative error of sums of `count` products in a row, several times over: (6 n + 32) u."""
+        if not count * self.unit <= 1 / 64:
+            raise UnsupportedOperatorError(
+                f"sums of {count} terms are too long for a bound of their rounding; compute in float64."
+            )
+        return (6 * count + 32) * self.unit
+
+    def _terms(self, index: int) -> int:
+        """More terms than any sum has that computes this node from those it reads, or carries functionals of it."""
+        node = self.graph.nodes[index]
+        return max(node.size, sum(self.graph.nodes[source].size for source in node.inputs)) + self.spare
+
+    def _underflow(self, index: int) -> None:
+        parts = [self.most[source] for source in (index, *self.graph.nodes[index].inputs)]
+        total = sum((part.flatten(1).sum(1) for part in parts), torch.ones_like(self.slack))
+        self.slack = self.slack + 2 * (self._terms(index) + 8) * self.tiny * total
+
+    def affine(self, index: int) -> None:
+        """Enters an affine node."""
+        node = self.graph.nodes[index]
+        operator = node.operator
+        assert isinstance(operator, Affine)
+        share = self.share(self._terms(index))
+        inputs = [self.most[source] for source in node.inputs]
+        constant = magnitude_of_constant(operator, tuple(self.graph.nodes[s].shape for s in node.inputs), inputs[0])
+        most = (operator.magnitude(*inputs) + constant) * (1 + share)
+        charge = share * most + self.tiny
+        if self.executed:
+            noise = executed_noise(node, inputs, constant, most) * (1 + share)
+            most, charge = most + noise, charge + noise
+        below = [self.charge[source] for source in node.inputs]
+        if any(part is not None for part in below):
+            filled = [torch.zeros_like(at) if part is None else part for part, at in zip(below, inputs, strict=True)]
+            charge = charge + operator.magnitude(*filled)
+        self.most.append(most)
+        self.charge.append(charge * (1 + share))
+        self._underflow(index)
+
+    def band(self, index: int, band: Band, ends: Range, centers: Range) -> Band:
+        """Enters a relaxed node with parallel lines.
+
+        Args:
+            index: of the node.
+            band: its relaxation as computed on `ends`.
+            ends: bounds of what it reads.
+            centers: of what it reads, and of its own value, as computed.
+
+        Returns:
+            The band, wider by what rounding can do on it and right below it.
+        """
+        slope = band.slope.abs()
+        other = torch.maximum(centers[1].abs(), band.middle.abs() + band.gap)
+        room = self._relaxed(index, ends, slope, other, centers[0].abs())
+        return replace(band, gap=(band.gap + room) * (1 + self.share(8)))
+
+    def lines(self, index: int, lines: Lines, ends: Range) -> Lines:
+        """Enters a relaxed node with a line per side.
+
+        Args:
+            index: of the node.
+            lines: its relaxation as computed on `ends`.
+            ends: bounds of what it reads.
+
+        Returns:
+            The lines, moved apart by what rounding can do on them and right below them.
+        """
+        slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
+        other = lines.upper_intercept.abs()
+        if lines.lower_intercept is not None:
+            other = torch.maximum(other, lines.lower_intercept.abs())
+        room = self._relaxed(index, ends, slope, other)
+        lower = -room if lines.lower_intercept is None else lines.lower_intercept - room
+        return replace(lines, lower_intercept=lower, upper_intercept=lines.upper_intercept + room)
+
+    def _relaxed(self, index: int, ends: Range, slope: Tensor, other: Tensor, center: Tensor | None = None) -> Tensor:
+        """Enters a relaxed node; returns by how much its lines must move apart, [batch, *shape]."""
+        node = self.graph.nodes[index]
+        source = node.inputs[0]
+        share = self.share(self._terms(index))
+        read = self.most[source] if center is None else torch.maximum(self.most[source], center)
+        below = slope * (self.at(source) + share * read)
+        below = below.sum(-1) if isinstance(node.operator, Maximum) else below
+        fit, noise = self._inexact(node.operator, ends, slope, other)
+        low, high = node.operator.interval(*ends)  # type: ignore[union-attr]
+        most = torch.maximum(torch.maximum(low.abs(), high.abs()) + fit + noise, other)
+        self.most.append(most * (1 + share))
+        self.charge.append(None)
+        self._underflow(index)
+        least = torch.where(self.most[index] == 0, 0.0, self.tiny)  # a value that is 0 stays exactly 0
+        return (below + share * self.most[index] + fit + noise + least) * (1 + share)
+
+    def _inexact(self, operator: Operator, ends: Range, slope: Tensor, other: Tensor) -> Range:
+        """How far computed lines can be off, and the executed function: each broadcastable to the node's value."""
+        low, high = ends
+        reach = torch.maximum(low.abs(), high.abs())
+        nothing = reach.new_zeros(())
+        if isinstance(operator, ReLU):
+            fit = self.share(8) * (low.abs() + high.abs())
+            return torch.where(operator.linear_on(low, high), 0.0, fit), nothing
+        if isinstance(operator, Maximum):
+            return self.share(4 * low.shape[-1]) * ((1 + slope) * (low.abs() + high.abs())).sum(-1), nothing
+        assert isinstance(operator, PiecewiseLinear)
+        steep, far = sum(map(abs, operator.slopes)), max(map(abs, operator.knots))
+        size = abs(operator.anchor) + steep * (reach + far) + far
+        count = 8 * (len(operator.slopes) + 1)
+        fit = self.share(count) * (size + slope * (reach + far) + other)
+        return fit, count * SINGLE * 1.01 * size + _FLUSHED if self.executed else nothing
+
+    def interval(self, index: int, ends: Range) -> Range:
+        """Enters a relaxed node of which only an interval is used; returns the interval of its value."""
+        operator = self.graph.nodes[index].operator
+        low, high = operator.interval(*ends)  # type: ignore[union-attr]
+        zero = torch.zeros_like(ends[0])
+        fit, noise = self._inexact(operator, ends, zero, torch.zeros_like(low))
+        if not isinstance(operator, PiecewiseLinear) or isinstance(operator, ReLU):
+            fit = noise  # the images of the ends, exactly
+        low, high = low - fit - noise, high + fit + noise
+        self.most.append(torch.maximum(low.abs(), high.abs()))
+        self.charge.append(None)
+        self._underflow(index)
+        return low, high
+
+    def at(self, index: int) -> Tensor:
+        """The charge of a node, never 0: what the last product with a functional of it costs, too."""
+        charge = self.charge[index]
+        return self.share(self._terms(index)) * self.most[index] if charge is None else charge
+
+    def outward(self, index: int, radius: Tensor, which: Tensor | None = None) -> Tensor:
+        """What a node's value can differ from its centre at most, where computed as `radius`.
+
+        Args:
+            index: of the node.
+            radius: [batch or 1, *shape], or with `which` [rows].
+            which: flat indices into [batch, *shape], int64 [rows].
+
+        Returns:
+            The radius with everything that rounding can have taken from it.
+        """
+        price = self.at(index)
+        price = price + self.slack.reshape(-1, *(1,) * (price.dim() - 1))
+        if which is not None:
+            price = price.flatten()[which]
+        return (radius + price) * (1 + self.whole)
+
+    def price(self, index: int, rows: Rows) -> Tensor:
+        """What functionals of a node pay, [rows]."""
+        return (rows.widening(self.at(index)) + self.slack[rows.example]) * (1 + self.whole)
+
+    def apart(self, index: int, ends: Range, which: Tensor) -> Range:
+        """Bounds of single elements of a node, [rows], from computed ones; `which`: see `outward`."""
+        price = self.outward(index, torch.zeros_like(ends[0]), which)
+        low, high = ends
+        return low - (price + self.share(8) * low.abs()), high + (price + self.share(8) * high.abs())
+
+    def ball(self, index: int, center: Tensor, radius: Tensor) -> Range:
+        """Centre and radius of a node's value such that products with them are paid for, too."""
+        return center, (radius + self.at(index)) * (1 + self.whole)
+
+    def below(self, index: int, rows: Rows, lower: Tensor) -> Tensor:
+        """Lower bounds of functionals of a node, [rows], from computed ones."""
+        return lower - (self.price(index, rows) + self.share(8) * lower.abs())
+
+
+def magnitude_of_constant(operator: Affine, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
+    """The sum of the magnitudes of the terms that an operator's constant is computed from, [1, *shape]."""
+    if isinstance(operator, BatchNorm):
+        still = like.new_zeros((1, *shapes[0]))
+        ends = (operator.mean, operator.bias)
+        terms = [None if end is None else end.abs().reshape(-1, *(1,) * (len(shapes[0]) - 1)) for end in ends]
+        scaled = still if terms[0] is None else operator.magnitude(still + terms[0])
+        return scaled if terms[1] is None else scaled + terms[1]
+    return operator.constant(shapes, like).abs()
+
+
+def executed_noise(node: Node, inputs: list[Tensor], constant: Tensor, most: Tensor) -> Tensor:
+    """How far an affine node computed in float32 can be from exact: gamma_k · most.
+
+    k counts the inputs of an output that can be other than 0: an exact zero adds no rounding, in any order of sums.
+
+    Args:
+        node: affine.
+        inputs: the largest magnitudes of what it reads.
+        constant: of its constant, [1, *shape].
+        most: of its value, [batch, *shape].
+
+    Returns:
+        [batch, *shape].
+
+    Raises:
+        UnsupportedOperatorError: its sums are too long.
+    """
+    operator = node.operator
+    if isinstance(operator, Reshape):
+        return torch.zeros_like(most)
+    roundings = torch.as_tensor(_roundings(operator, inputs), dtype=most.dtype, device=most.device) * SINGLE
+    if not bool((roundings <= 1 / 8).all()):
+        raise UnsupportedOperatorError(f"{node.name}: its sums are too long for a bound of their rounding in float32.")
+    factor = roundings / (1 - roundings) * (1 + 2.0**-20)
+    largest = sum((part.flatten(1).amax(1) for part in inputs), torch.ones_like(most.flatten(1)[:, 0]))
+    terms = node.size + sum(part[0].numel() for part in inputs)
+    flushed = (2 * terms * _FLUSHED * largest).reshape(-1, *(1,) * (most.dim() - 1))
+    chosen = torch.where(roundings == 0, 0.0, flushed)  # elements that are only moved
+    return factor * most + chosen + 2 * SINGLE * constant
+
+
+def _roundings(operator: Operator, inputs: list[Tensor]) -> Tensor | int:
+    if isinstance(operator, _PRODUCTS):
+        present = (inputs[0] != 0).to(operator.weight.dtype)
+        return replace(operator, weight=torch.ones_like(operator.weight)).magnitude(present) + 2
+    if isinstance(operator, BatchNorm):
+        return 16
+    if isinstance(operator, WeightedSum):
+        return 2 * len(operator.factors) + 2
+    if isinstance(operator, Structural):
+        if operator not in _reads:
+            _reads[operator] = _terms_read(operator, [part[:1] for part in inputs])
+        return _reads[operator].to(inputs[0].device)
+    return 4  # one product or sum, with a constant that may be rounded first
+
+
+def _terms_read(operator: Structural, inputs: list[Tensor]) -> Tensor:
+    """Roundings of each output of a structural operator: 0 where one element is only moved, [1, *shape].
+
+    Its matrix has no negative entry. With row sums of 1, A x² = (A x)² for distinct x means that a row has one entry
+    (Jensen's inequality).
+
+    Args:
+        operator: the operator.
+        inputs: tensors of the shapes that it reads, each [1, *shape].
+
+    Returns:
+        float64 [1, *shape].
+    """
+    numbers, first = [], 1
+    for part in inputs:
+        numbers.append(torch.arange(first, first + part.numel(), dtype=torch.float64).reshape(part.shape))
+        first += part.numel()
+    ones, squares = [torch.ones_like(part) for part in numbers], [part**2 for part in numbers]
+    total, value, square = operator.magnitude(*ones), operator.magnitude(*numbers), operator.magnitude(*squares)
+    moved = ((total == 1) & (square == value**2)) | (total == 0)
+    if bool(moved.all()):
+        return torch.zeros_like(total)
+    count = torch.full_like(total, sum(part.numel() for part in inputs))
+    if total.numel() * sum(part.numel() for part in inputs) <= _DENSE:
+        unit = torch.eye(total.numel(), dtype=torch.float64).reshape(-1, *total.shape[1:])
+        rows = operator.adjoint(unit, tuple(tuple(part.shape[1:]) for part in inputs))
+        count = sum(((part != 0).flatten(1).sum(1) for part in rows), torch.zeros(len(unit))).reshape(total.shape)
+    return torch.where(moved, 0.0, count + 3)

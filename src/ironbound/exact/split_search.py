@@ -1,0 +1,153 @@
+"""One search: a queue of open subproblems, the leaves that are closed, and rounds that split the worst."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ironbound.exact.query import Budget, Query
+from ironbound.exact.split_ascent import Best, Pace, climbed
+from ironbound.exact.split_attack import counterexample, steps_of_round
+from ironbound.exact.split_bounds import Multipliers, confirmed
+from ironbound.exact.split_branching import chosen, halves, splittable
+from ironbound.exact.split_leaf import solved
+from ironbound.exact.split_pool import Batch, Pool
+from ironbound.exact.split_relaxation import Relaxation
+from ironbound.exact.split_tightening import roots, step_length
+from ironbound.exact.split_tree import Leaves
+
+MEMORY = 1 << 30  # bytes of open subproblems and leaves, by default
+_ROOT = Pace(iterations=60)
+_CHILD = Pace(iterations=8, slope=0.1, beta=0.6)
+_LAST = Pace(iterations=40)
+_SECONDS = 1.0  # that a step should take at most
+_HOPE = 0.35  # share of the subproblems that should be closed
+
+
+class SignSearch:
+    """The state of one search. Ascents are in float32; what they find is bounded again in float64.
+
+    Args:
+        query: the network, the region and the clauses.
+        budget: when to end.
+        net: the relaxed network.
+        accept: what a candidate [1, *shape] must pass; None accepts all.
+    """
+
+    def __init__(
+        self, query: Query, budget: Budget, net: Relaxation, accept: Callable[[Tensor], bool] | None = None
+    ) -> None:
+        self.query, self.budget, self.accept = query, budget, accept
+        self.net, self.exact = net.to(torch.float32), net.to(torch.float64)
+        self.memory = MEMORY if budget.memory is None else budget.memory
+        self.leaves = Leaves(self.net, self.memory // 4)
+        clauses = len(query.clauses)
+        self.done = self.exact.constant.new_full((clauses,), torch.inf)  # the lowest bound of each clause's leaves
+        self.stuck = torch.zeros(clauses, dtype=torch.bool, device=net.constant.device)
+        self.nodes = self.rounds = 0
+        self.candidate: Tensor | None = None
+        self.most = step_length(self.net)
+        self.length = 16
+        start = roots(self.net)
+        self.pool = Pool(start)
+        self._start: Batch | None = start
+
+    def run(self, patience: float | None = None) -> str:
+        """Searches to the end.
+
+        Args:
+            patience: seconds after which a search is given up in which hardly anything closes; None: never.
+
+        Returns:
+            Why it ended: "proved", "candidate", "time", "memory", "nodes", "stuck" or "hopeless".
+        """
+        first = begin = time.monotonic()
+        if self._start is not None:
+            self._enter(self._start, climbed(self.net, self._start.at, self._start.clause, _ROOT))
+            self._start = None
+        while (why := self._stop()) is None:
+            begin = time.monotonic()
+            if patience is not None and begin - first > patience:
+                if len(self.leaves) < _HOPE * (len(self.leaves) + len(self.pool)):
+                    return "hopeless"
+                patience *= 2
+            self._step()
+            slow = time.monotonic() - begin > _SECONDS
+            self.length = max(4, self.length // 2) if slow else min(self.most, 2 * self.length)
+        return why
+
+    def lower(self) -> Tensor:
+        """Bounds of the clauses as they are, float64 [clauses]."""
+        return torch.minimum(self.done, self.pool.least(len(self.done)))
+
+    def _stop(self) -> str | None:
+        limit = self.budget.nodes
+        if self.candidate is not None:
+            return "candidate"
+        if len(self.pool) == 0:
+            return "stuck" if bool(self.stuck.any()) else "proved"
+        if self.budget.left() <= 0:
+            return "time"
+        if limit is not None and self.nodes + 2 > limit:
+            return "nodes"
+        return "memory" if self._used() > self.memory else None
+
+    def _used(self) -> int:
+        return self.leaves.bytes + self.pool.bytes_each * len(self.pool)
+
+    def _step(self) -> None:
+        """Splits some subproblems and bounds both sides of each."""
+        count = self.length
+        if self.budget.nodes is not None:
+            count = min(count, (self.budget.nodes - self.nodes) // 2)
+        parents = self.pool.take(count, worst=2 * self._used() < self.memory)
+        can = splittable(self.net, parents.at.signs).any(1)
+        for index in torch.nonzero(~can).flatten():
+            self._last(parents.take(index.unsqueeze(0)))
+        parents = parents.take(can)
+        if len(parents) == 0:
+            return
+        column = chosen(self.net, parents.at, parents.clause)
+        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
+        self._enter(both, climbed(self.net, both.at, both.clause, _CHILD))
+
+    def _enter(self, batch: Batch, best: Best) -> None:
+        """Closes what is above its guard and queues the rest, after a look for counterexamples."""
+        self.nodes += len(batch)
+        value = confirmed(self.exact, best.at)
+        closed = value > self.exact.guard[batch.clause]
+        self._close(batch.clause[closed], value[closed], best.at.take(closed))
+        # a side of a split is part of the whole, whose bound holds for it as well
+        left = Batch(torch.maximum(value, batch.lower), batch.clause, best.at).take(~closed)
+        self.rounds += 1
+        self._attack(best.point[~closed], left.clause, left.lower, steps_of_round(self.rounds))
+        self.pool.add(left)
+
+    def _attack(self, points: Tensor, clause: Tensor, value: Tensor, steps: int) -> None:
+        """Looks for a counterexample near points, until there is one."""
+        if self.candidate is None:
+            found = counterexample(self.query, points.to(self.query.region.dtype), clause, value, steps)
+            if found is not None and (self.accept is None or self.accept(found)):
+                self.candidate = found
+
+    def _close(self, clause: Tensor, value: Tensor, at: Multipliers) -> None:
+        self.done = self.done.scatter_reduce(0, clause, value, "amin")
+        self.leaves.add(clause, at)
+
+    def _last(self, one: Batch) -> None:
+        """Decides a subproblem with nothing left to split, or gives it up; all in float64."""
+        at = Multipliers(*(part.double() for part in (one.at.signs, one.at.t, one.at.beta, one.at.weight)))
+        leaf = solved(self.exact, at, int(one.clause))
+        best = climbed(self.exact, at if leaf is None else leaf.at, one.clause, _LAST)
+        points = best.point if leaf is None else torch.cat([leaf.point, best.point])
+        value = confirmed(self.exact, best.at)
+        if bool(value > self.exact.guard[one.clause]):
+            self._close(one.clause, value, best.at)
+            return
+        self.done = self.done.scatter_reduce(0, one.clause, torch.maximum(value, one.lower), "amin")
+        self.stuck[one.clause] = True
+        clause, values = (part.expand(len(points)) for part in (one.clause, value))
+        self._attack(points, clause, values, 40)

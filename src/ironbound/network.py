@@ -1,0 +1,56 @@
+"""A classifier as the cascade uses it: the network, its graph, and its copy in float64."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ironbound.capture import capture
+from ironbound.errors import IronboundError
+from ironbound.graph import Graph
+
+
+class Network:
+    """A classifier with its graph and its float64 copy, each made once.
+
+    Shards may share a network over several threads after `prepare`.
+
+    Args:
+        model: a network in evaluation mode, or its graph.
+        example: [1, *shape], an input that it reads.
+    """
+
+    def __init__(self, model: nn.Module | Graph, example: Tensor) -> None:
+        self.model = model
+        self.example = example
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The captured graph."""
+        return capture(self.model, self.example)
+
+    @cached_property
+    def double(self) -> Network | None:
+        """The same network in float64; None for a graph, and for a module that is tied to float32."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        try:
+            double = Network(copy.deepcopy(self.model).double(), self.example.double())
+            _ = double.graph
+        except (IronboundError, RuntimeError, TypeError):
+            return None
+        return double
+
+    def prepare(self) -> None:
+        """Captures both graphs; capture patches parts of torch, so that nothing else may run beside it."""
+        _ = self.graph
+        if self.example.dtype == torch.float32:
+            _ = self.double
+
+    @torch.no_grad()
+    def logits(self, points: Tensor) -> Tensor:
+        """Runs the network on [batch, *shape]; returns [batch, classes]."""
+        return self.model(points)
