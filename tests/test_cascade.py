@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ironbound import cascade, certify
 from ironbound.attacks import Attack
 from ironbound.bounding import margins
-from ironbound.errors import SoundnessError
+from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
+from ironbound.regions import LinfBall
 
 
 @pytest.fixture
@@ -37,9 +38,10 @@ def test_each_stage_is_asked_only_what_is_open(
 ) -> None:
     asked = []
 
-    def recording(network, region, given, method, targets, memory):
+    def recording(network, region, given, method, targets, memory, arithmetic):
         asked.append((method, region.center, targets))
-        return margins(network, region, given, method=method, targets=targets, memory=memory)
+        call = {"method": method, "targets": targets, "memory": memory, "arithmetic": arithmetic}
+        return margins(network, region, given, **call)
 
     monkeypatch.setattr(cascade, "margins", recording)
     result = certify(model, x, labels, eps=0.05, methods=("interval", "dual"), attack="fgsm")
@@ -57,7 +59,7 @@ def test_each_stage_is_asked_only_what_is_open(
 def fake_margins(value: float, exact: float | None = None):
     """A method that claims one number for every class, and another in float64."""
 
-    def claim(network, region, labels, method, targets, memory):
+    def claim(network, region, labels, method, targets, memory, arithmetic=None):
         number = exact if region.dtype == torch.float64 and exact is not None else value
         return torch.where(targets, torch.full(targets.shape, number, dtype=region.dtype), torch.nan)
 
@@ -88,7 +90,7 @@ def test_a_proof_of_what_the_attack_refutes_is_a_contradiction(
 ) -> None:
     """An unsound method that proves all classes but one must not survive the attack on that one."""
 
-    def unsound(network, region, given, method, targets, memory):
+    def unsound(network, region, given, method, targets, memory, arithmetic):
         with torch.no_grad():
             logits = network(region.center)
             true = logits.gather(1, given[:, None]) - logits  # as if ε were 0
@@ -112,15 +114,71 @@ def finds_nothing(network, region, labels) -> Attack:
 
 
 @pytest.mark.parametrize(("exact", "status"), [(-1e-6, "unknown"), (0.0, "unknown"), (1e-6, "certified")])
-def test_margins_near_zero_are_decided_in_float64(
+def test_margins_without_a_bound_of_their_rounding_need_a_guard(
     model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, exact: float, status: str
 ) -> None:
+    """Near 0 they are decided in float64, and the result says that they are not outward rounded."""
     monkeypatch.setattr(cascade, "margins", fake_margins(1e-6, exact))
-    result = certify(model, x, labels, eps=1e-7, attack=None, methods=("dual",))
+    result = certify(model, x, labels, eps=1e-7, attack=None, methods=("alpha",))
     right = result.status != "misclassified"
     assert set(result.status[right].tolist()) == {status}
-    assert set(result.arithmetic[right].tolist()) == {"float64 recheck"}
-    assert result.summary()["arithmetic"]["float64 recheck"] == right.sum()
+    said = "float64, not outward rounded" if status == "certified" else ""
+    assert set(result.arithmetic[right].tolist()) == {said}
+    assert result.summary()["arithmetic"] == ({said: right.sum()} if said else {})
+
+
+@pytest.mark.parametrize(("arithmetic", "said"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
+def test_bounded_rounding_needs_no_guard_and_is_asked_in_float64(
+    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, arithmetic: str, said: str
+) -> None:
+    asked = []
+
+    def tiny(network, region, given, method, targets, memory, arithmetic):
+        asked.append((region, arithmetic))
+        return torch.full(targets.shape, 1e-300, dtype=region.dtype).masked_fill(~targets, torch.nan)
+
+    monkeypatch.setattr(cascade, "margins", tiny)
+    result = certify(model, x, labels, eps=0.7, attack=None, methods=("dual",), arithmetic=arithmetic)
+    ((region, given),) = asked
+    assert (region.dtype, given) == (torch.float64, arithmetic)
+    assert region.eps.item() >= 0.7 > x.new_tensor(0.7).double().item()  # float32 rounds this radius down
+    certified = result.status == "certified"
+    assert certified.sum() == (result.status != "misclassified").sum() > 0
+    assert set(result.arithmetic[certified].tolist()) == {said}
+    assert set(result.arithmetic[~certified].tolist()) == {""}
+
+
+def test_the_weakest_claim_of_all_classes_is_the_examples(
+    model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some(network, region, given, method, targets, memory, arithmetic=None):
+        found = torch.full(targets.shape, 1e-3, dtype=region.dtype)
+        if method == "dual":
+            found = torch.where(torch.arange(4) < 2, found, -1.0)
+        return torch.where(targets, found, torch.nan)
+
+    monkeypatch.setattr(cascade, "margins", some)
+    result = certify(model, x, labels, eps=1e-7, attack=None, methods=("dual", "alpha"))
+    certified = result.status == "certified"
+    assert certified.any()
+    assert set(result.arithmetic[certified].tolist()) == {"float32, not outward rounded"}
+
+
+def test_what_rounding_alone_proves_is_not_certified() -> None:
+    """1 is lost beside 1e20, in the forward pass of float32 and of float64: the network's true answer is class 1."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1e20], [1e20], [1.0]]))
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        model[3].weight.copy_(torch.tensor([[0.0, 0.0, 0.5], [1.0, -1.0, 0.0]]))
+        model[3].bias.zero_()
+    x, label = torch.ones(1, 1), torch.tensor([0])
+    for dtype, guard in ((torch.float32, cascade.COARSE), (torch.float64, cascade.FINE)):
+        with torch.no_grad():
+            claimed = margins(model.to(dtype), LinfBall(x.to(dtype), 0.0), label)[0, 1]
+        assert claimed > 2 * guard
+    result = certify(model.float(), x, label, eps=0.0, methods=("interval", "dual", "crown"), attack=None)
+    assert result.status.tolist() == ["unknown"]
 
 
 @pytest.mark.parametrize("where", ["outside", "harmless"])
@@ -135,3 +193,31 @@ def test_an_attack_is_believed_only_after_the_network_ran_again(
     result = certify(model, x, labels, eps=0.05, attack="fgsm")
     assert not result.adversarial
     assert "falsified" not in result.status
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": ("dual", "alpha")}, "alpha"),
+        ({"methods": ("split",)}, "split"),
+        ({"double": True}, "float64"),
+        ({"arithmetic": "exact"}, "exact"),
+    ],
+)
+def test_what_proves_nothing_of_float32_runs_is_refused(model: nn.Module, x: Tensor, change: dict, words: str) -> None:
+    options = {"methods": ("dual",), "arithmetic": "float32", **change}
+    if options.pop("double", False):
+        model, x = model.double(), x.double()
+    with pytest.raises(InputError, match=words):
+        certify(model, x, eps=0.1, **options)
+
+
+def test_a_network_without_a_bound_of_its_rounding_says_so(x: Tensor) -> None:
+    torch.manual_seed(3)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    result = certify(smooth, x, eps=1e-3, methods=("dual",), attack=None)
+    said = set(result.arithmetic[result.status == "certified"].tolist())
+    assert said
+    assert said <= {"float32, not outward rounded", "float64, not outward rounded"}
+    with pytest.raises(UnsupportedOperatorError, match="Tanh"):
+        certify(smooth, x, eps=1e-3, methods=("dual",), attack=None, arithmetic="float32")

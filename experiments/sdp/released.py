@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     polytope = polytope.scatter(1, y[:, None], torch.inf)
     spent = round(time.process_time() - start, 1)
     balls = {"pgd, 5 restarts": None, "pgd, 5 restarts, valid pixels": (0.0, 1.0)}
-    attacks = {name: ib.pgd(model, ib.LinfBall(x, EPS, clip), y, restarts=5).success for name, clip in balls.items()}
+    attacks = {f"fgsm{name[15:]}": ib.fgsm(model, ib.LinfBall(x, EPS, clip), y).success for name, clip in balls.items()}
+    attacks |= {name: ib.pgd(model, ib.LinfBall(x, EPS, clip), y, restarts=5).success for name, clip in balls.items()}
     least = attained(model, ib.LinfBall(x, EPS), y, steps=20)
     results = {
         "all_pairs": rows,

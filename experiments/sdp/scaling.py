@@ -57,12 +57,17 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(measured(*chosen.one)))
         return
-    rows = []
+    rows: list[dict[str, float | int]] = []
     for classes, width in SIZES + LARGE * chosen.large:
         command = [sys.executable, __file__, "--one", str(classes), str(width)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
+        write(rows, chosen)
+
+
+def write(rows: list[dict[str, float | int]], chosen: argparse.Namespace) -> None:
+    """Writes what is measured so far."""
     record = {
         "format": "ironbound-sdp-scaling/1",
         "settings": {"inputs": 784, "network": "random, torch's initialisation, ReLU", "gap": GAP},

@@ -4,9 +4,10 @@
 
 The data folder holds a folder per benchmark (instances.csv, onnx, vnnlib), `verdicts.csv` (what the competition's tools
 answered: benchmark, onnx, vnnlib, n_sat, n_unsat) and, for --sample, `winner_on_two_cpu_cores_60s.csv` (the winner's
-verdicts and seconds on two CPU cores). Every instance runs in a process of its own, as `ironbound verify` does it; with
---out a run that was stopped resumes. Any answer that known ones contradict is printed and counted: "contradicted by
-all" would be a defect, "disputed" means that the competition's tools contradict each other.
+verdicts and seconds on two CPU cores). Every instance runs in a process of its own, as `ironbound verify` does it; its
+result is kept in --out at once, and a run that was stopped resumes with the same command. Any answer that known ones
+contradict is printed and counted: "contradicted by all" would be a defect, "disputed" means that the competition's
+tools contradict each other.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cap", type=float, help="most seconds per instance (the list's limits)")
     parser.add_argument("--sample", action="store_true", help=f"only the instances of {WINNER}")
     parser.add_argument("--threads", type=int, help="CPU threads per process (torch chooses)")
-    parser.add_argument("--out", type=Path, help="folder for what is kept of a run, to resume it")
+    parser.add_argument("--out", type=Path, required=True, help="folder that keeps each result as it comes, to resume")
     parser.add_argument("--machine", default=platform.processor() or platform.machine(), help="description to record")
     parser.add_argument("--result", type=Path, help="JSON file (results/BENCHMARK.json beside this script)")
     return parser.parse_args()
@@ -80,8 +81,7 @@ def run(name: str, given: argparse.Namespace) -> dict[str, Any]:
     if given.sample:  # names may carry .gz in the list
         only = tuple({key for plain in sample for key in (plain, plain.replace(" ", ".gz ") + ".gz")})
     chosen = RunOptions(cap=given.cap, only=only, threads=given.threads)
-    folder = None if given.out is None else given.out / name
-    results = run_instances(given.data_dir / name / "instances.csv", chosen, folder, progress)
+    results = run_instances(given.data_dir / name / "instances.csv", chosen, given.out / name, progress)
     rows = []
     for result in results:
         key = (name, result.network.removesuffix(".gz"), result.property.removesuffix(".gz"))

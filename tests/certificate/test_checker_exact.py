@@ -19,7 +19,8 @@ from certificate.exact_networks import (
     zeros,
 )
 from ironbound.certificate.checker.bounds import Analysis, Region
-from ironbound.certificate.checker.layers import Arithmetic, CertificateError, Rows, network
+from ironbound.certificate.checker.files import network
+from ironbound.certificate.checker.layers import Arithmetic, CertificateError, Rows
 
 FORMATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 TIGHT = {"float16": 30.0, "float32": 1e-3, "float64": 1e-12}  # shares of the magnitudes that rounding may cost
@@ -260,6 +261,57 @@ def test_lost_coefficients_of_large_values_are_paid_for() -> None:
     oracle.compare(len(oracle.nodes) - 1, exact(row[0]), oracle.found.lines, low[0])
 
 
+HALF = 0.45 * 2.0**-24  # is lost when it is taken from 1 in float32
+
+
+def _scaled(builder: Builder, source: int, factor: float, offset: float) -> int:
+    numbers = {
+        key: builder.array(np.full(2, value))
+        for key, value in (("factor", factor), ("offset", offset), ("divisor", 1.0))
+    }
+    return builder.add("scale", [source], [2], **numbers)
+
+
+def _first_output_is_paid_for(builder: Builder, x: np.ndarray) -> None:
+    oracle = Oracle(builder.file(), np.float32, ("linf", x, 0.0, None))
+    low, _ = oracle.found.walk(len(oracle.nodes) - 1, Rows(np.array([[1, 0]], np.float32)), {})
+    assert Fraction(float(low[0])) <= oracle.dual(len(oracle.nodes) - 1, exact(np.array([1, 0])), {})
+
+
+def test_every_addition_to_the_running_value_is_paid_for() -> None:
+    builder = Builder((2,), np.float32, np.random.default_rng(0))
+    last, length = 0, 110
+    for depth in range(length):  # each constant is HALF when it arrives at the output, and lost beside the last one
+        last = _scaled(builder, last, 0.5, -HALF * 2.0 ** (length - 1 - depth))
+    _scaled(builder, last, 1.0, 1.0)
+    _first_output_is_paid_for(builder, np.zeros(2, np.float32))
+
+
+def test_sums_of_many_readers_are_paid_for() -> None:
+    builder = Builder((2,), np.float32, np.random.default_rng(0))
+    last = _scaled(builder, 0, -HALF, 0.0)
+    for _ in range(400):  # each coefficient is lost beside the last one
+        last = builder.sum([_scaled(builder, 0, -HALF, 0.0), last], [1.0, 1.0])
+    builder.sum([_scaled(builder, 0, 1.0, 0.0), last], [1.0, 1.0])
+    _first_output_is_paid_for(builder, np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_regions_cover_their_balls(dtype: str) -> None:
+    rng = np.random.default_rng(2)
+    a = Arithmetic(FORMATS[dtype])
+    for eps in rng.random(40):
+        x = rng.random(5).astype(a.dtype)
+        for clip in ((np.nan, np.nan), (0.0, 1.0)):
+            region = Region(a, x, "linf", float(eps), clip)
+            low, high = exact(x) - Fraction(float(eps)), exact(x) + Fraction(float(eps))
+            if clip[0] == 0:
+                low, high = np.maximum(low, Fraction(0)), np.minimum(high, Fraction(1))
+            assert Fraction(float(region.eps)) >= Fraction(float(eps))
+            assert (exact(region.middle) - exact(region.radius) <= low).all()
+            assert (exact(region.middle) + exact(region.radius) >= high).all()
+
+
 def test_noise_covers_runs_that_flush_to_zero() -> None:
     builder = Builder((5,), np.float32, np.random.default_rng(0))
     builder.linear(0, 3, bias=False)
@@ -280,3 +332,10 @@ def test_numbers_of_a_wider_format_are_refused() -> None:
         network(arrays, Arithmetic(np.float16))
     with pytest.raises(CertificateError, match="too long"):
         Arithmetic(np.float16).e(257)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_upper_bound_covers_products_that_are_lost(dtype: type) -> None:
+    small = np.full(3, np.finfo(dtype).smallest_subnormal, dtype)
+    lost = small @ small
+    assert lost == 0 and Fraction(float(Arithmetic(dtype).over(lost, 3))) >= 3 * Fraction(float(small[0])) ** 2

@@ -130,7 +130,7 @@ def test_training_goes_on_from_weights_and_run_folders(folder: Path, tmp_path: P
         (["--arch", "digits", "--data", "digits", "--out", "file/run"], "cannot be made"),
         (["--arch", "digits", "--data", "digits", "--out", "run", "--set", "run.sed=1"], "did you mean 'seed'"),
         (["--arch", "digits", "--data", "digits", "--out", "run", "--set", "seed"], "section.field=value"),
-        (["--arch", "digits", "--data", "digits", "--out", "run", "--loss", "hinge"], "'hinge' is not known"),
+        (["--arch", "digits", "--data", "digits", "--out", "run", "--loss", "hinges"], "'hinges' is not known"),
         (["--arch", "digits", "--data", "digits", "--out", "run", "--ramp", "1"], "--ramp must be two numbers"),
         (["--arch", "digits", "--data", "digits", "--out", "run", "--set", "run.device=toaster"], "toaster"),
         (["absent.toml", "--out", "run"], "cannot be read"),

@@ -11,12 +11,12 @@ from torch import nn
 
 from exact.split_cases import Problem, exact_minimum, near, problem
 from ironbound.bounding.alpha_dual import Ascent
-from ironbound.exact import split as search
-from ironbound.exact import split_branching
+from ironbound.exact import split_branching, split_search
 from ironbound.exact.query import Budget, Query
 from ironbound.exact.split import split
 from ironbound.exact.split_recheck import recheck
 from ironbound.exact.split_relaxation import relaxed
+from ironbound.exact.split_search import SignSearch
 from ironbound.exact.split_tree import covers
 from ironbound.regions import L1Ball, L2Ball, LinfBall
 
@@ -60,8 +60,9 @@ def test_the_order_of_the_methods() -> None:
     for seed in range(3):
         query = near(problem(seed), 0.5).query(guard=1e3)  # nothing is proved: the search goes on to the last leaf
         with torch.no_grad():
-            weak = [search._Search(query, FREE, relaxed(query, ascent, None)) for ascent in (None, Ascent(20))]
-            dual, alpha = (float(one._root().least(1)) for one in weak)
+            weak = [SignSearch(query, Budget(nodes=1), relaxed(query, ascent, None)) for ascent in (None, Ascent(20))]
+            assert all(one.run() == "nodes" for one in weak)
+            dual, alpha = (float(one.lower()) for one in weak)
         found = split(query, FREE)
         assert found.why == "stuck"
         assert dual <= alpha + 1e-3 and alpha <= float(found.lower) + 1e-9
@@ -206,7 +207,7 @@ def test_one_search_splits_every_neuron_that_it_may() -> None:
         return column
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "chosen", spy)
+        patch.setattr(split_search, "chosen", spy)
         found = split(query, FREE)
     assert found.why == "stuck" and taken
 

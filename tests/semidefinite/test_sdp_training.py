@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 import ironbound as ib
 from ironbound.errors import InputError, LabelError
-from ironbound.semidefinite import training
 from ironbound.semidefinite.pairwise import sdp
-from ironbound.semidefinite.training import pair_shares, pair_values, progress_of, restore, sdp_hinge, sdp_value
+from ironbound.training.losses import semidefinite as training
+from ironbound.training.losses.semidefinite import (
+    dual_bounds,
+    pair_shares,
+    pair_values,
+    sdp_hinge,
+    sdp_value,
+    set_solver_state,
+    solver_state,
+)
 from semidefinite.sdp_cases import model
 
 EPS = 0.2
@@ -111,8 +119,8 @@ def test_the_regularizer_is_the_sum_over_ordered_pairs() -> None:
     shares = pair_shares(net, region(), labels, exact / 4)
     weighed = sdp_value(net, region(), labels, weigh=True)
     assert float(weighed.detach()) == pytest.approx(float((shares * exact).sum()), rel=1e-5)
-    kept = progress_of(net)
-    assert kept is not None and kept.shares is not None and torch.equal(kept.shares, shares)
+    kept = solver_state(net)
+    assert kept is not None and torch.equal(kept["shares"], shares)
 
 
 def test_shares_count_the_deciding_pairs() -> None:
@@ -149,29 +157,50 @@ def test_training_brings_the_certified_error_down() -> None:
     assert float((margins.amin(1) <= 0).double().mean()) < 0.05 < before
 
 
-def test_progress_resumes_bit_for_bit() -> None:
+def test_the_state_resumes_bit_for_bit() -> None:
     net, labels = model(), torch.tensor([0, 1, 2, 0, 1])
     ball = region(dtype=torch.float32)
+    assert solver_state(net) is None
     for _ in range(3):
         sdp_value(net, ball, labels, weigh=True)
-    kept = copy.deepcopy(progress_of(net))
+    kept = copy.deepcopy(solver_state(net))
     assert kept is not None
     going_on = [float(sdp_value(net, ball, labels, weigh=True).detach()) for _ in range(2)]
     again = copy.deepcopy(net)
-    restore(again, kept)
+    set_solver_state(again, kept)
     assert [float(sdp_value(again, ball, labels, weigh=True).detach()) for _ in range(2)] == going_on
+    set_solver_state(again, None)
+    assert float(sdp_value(again, ball, labels, weigh=True).detach()) != going_on[0]
 
 
-def test_progress_follows_the_network() -> None:
+def test_the_state_follows_the_network() -> None:
     net = model()
     pair_values(net, region(dtype=torch.float32))
     pair_values(net.double(), region(), rank=5)
-    kept = progress_of(net)
-    assert kept is not None and kept.rest.shape[2] == 5 and kept.rest.dtype == torch.float64
+    kept = solver_state(net)
+    assert kept is not None and kept["rest"].shape[2] == 5 and kept["rest"].dtype == torch.float64
     gone = weakref.ref(net)
     del net, kept
     gc.collect()
     assert gone() is None and all(key is not None for key in training._progress)
+
+
+@pytest.mark.parametrize("make", [model, lambda: model(activation=nn.Sigmoid), normalised])
+def test_the_vectors_at_hand_give_bounds(make) -> None:
+    net = make().double()
+    exact = solved(net)
+    with pytest.raises(InputError, match="has not seen this network"):
+        dual_bounds(net, region())
+    with torch.no_grad():
+        pair_values(net, region(), rank=3)
+    early = dual_bounds(net, region())
+    with torch.no_grad():
+        pair_values(net, region(), rank=8, steps=400)
+    late = dual_bounds(net, region())
+    own = torch.eye(3, dtype=torch.bool)
+    assert torch.equal(late, late.T) and (late[own] == 0).all()
+    assert (early[~own] > exact[~own] * (1 + 1e-4)).all()  # far from solved, yet a bound
+    assert (late >= exact).all() and torch.allclose(late, exact, rtol=1e-3)
 
 
 def test_arguments_are_checked() -> None:

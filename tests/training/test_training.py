@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_stops_training() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss": "hinge"},
+        {"loss": "hinges"},
         {"norm": "l3"},
         {"eps": -0.1},
         {"eps": math.nan},

@@ -1,0 +1,291 @@
+"""Outward rounded bounds against rational arithmetic: never inside what is true, and every term of them is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bounding.rational import constant, graph_of, matrices, rational, root, values
+from ironbound.bounding import ROUNDED, bounds, margins, rounding
+from ironbound.bounding.rounding import Ledger
+from ironbound.capture.live import Division
+from ironbound.errors import InputError, UnsupportedOperatorError
+from ironbound.graph import Graph
+from ironbound.ops.affine import (
+    BatchNorm,
+    Convolution,
+    Linear,
+    Reshape,
+    Scale,
+    Shift,
+    Structural,
+    TransposedConvolution,
+    WeightedSum,
+)
+from ironbound.ops.piecewise import Maximum, PiecewiseLinear, ReLU
+from ironbound.ops.smooth import Tanh
+from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
+
+METHODS = sorted(ROUNDED)
+
+
+def numbers(seed: int) -> Callable[..., Tensor]:
+    """Float32 numbers as float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator).double()
+
+
+def chain(seed: int, scale: float = 1.0, cancelling: int | None = None) -> Graph:
+    """Three linear layers; in one of them large weights can cancel to nearly nothing."""
+    draw, widths = numbers(seed), (4, 6, 5, 3)
+    layers = []
+    for place, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):
+        weight = scale * draw(outside, inside)
+        if place == cancelling:
+            weight = weight + 2.0**26 * draw(outside, 1).round() * torch.tensor([1.0, -1.0] * 3)[:inside]
+        layers += [Linear(weight.float().double(), (scale * draw(outside)).float().double()), ReLU()]
+    return graph_of((4,), *layers[:-1])
+
+
+def convolutional(seed: int) -> Graph:
+    """Everything that works on maps: both convolutions, batch norm, a residual sum, pooling, constants."""
+    draw = numbers(seed)
+    norm = BatchNorm(draw(3), draw(3) ** 2 // 0.25 / 4 + 0.5, draw(3), draw(3), 1e-5)
+    tiles = Structural(lambda v: v.unflatten(-1, (3, 2)).unflatten(-3, (3, 2)).transpose(-2, -3).flatten(-2), "windows")
+    return graph_of(
+        (2, 5, 5),
+        Convolution(draw(3, 2, 3, 3), draw(3), (1, 1), (1, 1), (1, 1)),
+        norm,
+        ReLU(),
+        Convolution(draw(3, 3, 3, 3), draw(3), (1, 1), (1, 1), (1, 1)),
+        (WeightedSum((1.0, -0.7)), (4, 3)),
+        PiecewiseLinear((0.0,), (0.1, 1.0), 0.0),
+        TransposedConvolution(draw(3, 2, 2, 2), draw(2), (1, 1), (0, 0), (0, 0), (1, 1)),
+        (tiles, (7,)),
+        Maximum(),
+        Structural(lambda v: v.mean(-1), "mean"),
+        Shift(torch.tensor(0.3, dtype=torch.float64)),
+        Division(torch.tensor(3.0, dtype=torch.float64)),
+        Scale(torch.tensor(-1.7, dtype=torch.float64)),
+        PiecewiseLinear((-1.0, 1.0), (0.0, 1.0, 0.0), -1.0),
+        Structural(lambda v: F.pad(v, (1, 0), value=0.5), "pad"),
+        Reshape((8,)),
+        Linear(draw(3, 8), draw(3)),
+    )
+
+
+def regions(x: Tensor, eps: float) -> list[Region]:
+    clip = (float(x.min()) - 0.01, float(x.max()) + 0.01)
+    return [
+        LinfBall(x, eps),
+        LinfBall(x, eps, clip),
+        L2Ball(x, eps),
+        L2Ball(x, eps, clip),
+        L1Ball(x, eps),
+        Box(x - eps, x + eps / 3),
+    ]
+
+
+def inside(ends: tuple[Tensor, Tensor], value: np.ndarray) -> bool:
+    low, high = (rational(end[0]).reshape(-1) for end in ends)
+    return bool((low <= value).all() and (value <= high).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("build", [chain, convolutional])
+def test_what_the_network_has_in_real_arithmetic_is_never_outside(build: Callable[[int], Graph], method: str) -> None:
+    """Without a radius the bounds are as narrow as their rounding; points at the ends of the region elsewhere."""
+    for seed in range(2 if build is chain else 1):
+        graph = build(seed)
+        x = numbers(100 + seed)(1, *graph.input_shape)
+        for eps in (0.0, 0.03):
+            for region in regions(x, eps):
+                found = bounds(graph, region, method, arithmetic="real")
+                points = x if eps == 0 else region.project(x + eps * numbers(seed)(1, *x.shape[1:]).sign())
+                everything = values(graph, rational(points[0]))
+                assert inside((found.lower, found.upper), everything[-1])
+                for index, node in enumerate(graph.nodes):
+                    if node.name in found.layers:
+                        assert inside(found.layers[node.name], everything[graph.nodes[index].inputs[0]])
+                if eps == 0:
+                    assert (found.upper - found.lower).max() < 1e-9
+
+
+def exact_dual(graph: Graph, layers: dict, region: Region, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Theorem 1 of Wong and Kolter (2018) for every element of a node of a chain, all in fractions.
+
+    The slopes are the floats that the method uses; the offset of the upper line is the least sound one.
+    """
+    nu = np.diag(np.full(graph.nodes[target].size, Fraction(1)))
+    low = high = np.full(len(nu), Fraction(0))
+    for index in range(target, 0, -1):
+        node = graph.nodes[index]
+        if not isinstance(node.operator, ReLU):
+            at = nu @ constant(graph, index)
+            (matrix,) = matrices(graph, index)
+            low, high, nu = low + at, high + at, nu @ matrix
+            continue
+        ends = layers[node.name]
+        slope = rational(ReLU().parallel_lines(*ends).lower_slope[0])
+        below, above = (rational(end[0]) for end in ends)
+        offset = np.maximum(np.maximum((1 - slope) * above, -slope * below), 0)
+        offset[(below >= 0) | (above <= 0)] = Fraction(0)
+        low, high = low + np.minimum(nu, 0) @ offset, high + np.maximum(nu, 0) @ offset
+        nu = nu * slope
+    center, eps = rational(region.center[0]), rational(region.eps.expand_as(region.center)[0])
+    scaled = abs(nu) * eps
+    reach = {"linf": scaled.sum(1), "l1": scaled.max(1)}.get(region.norm)
+    if reach is None:
+        reach = np.array([root(value) if value else value for value in (scaled * scaled).sum(1)])
+    return low + nu @ center - reach, high + nu @ center + reach
+
+
+def assert_outside(graph: Graph, region: Region) -> None:
+    """Neither the output's bounds nor those of the layers are inside the exact ones for the same relaxation."""
+    found = bounds(graph, region, "dual", arithmetic="real")
+    for index, node in enumerate(graph.nodes):
+        if node.name in found.layers or index == len(graph.nodes) - 1:
+            target = index if index == len(graph.nodes) - 1 else node.inputs[0]
+            ends = (found.lower, found.upper) if target == index else found.layers[node.name]
+            low, high = exact_dual(graph, found.layers, region, target)
+            assert inside((ends[0], torch.full_like(ends[1], torch.finfo(torch.float64).max)), low), node.name
+            assert inside((torch.full_like(ends[0], torch.finfo(torch.float64).min), ends[1]), high), node.name
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([1.0, 1e-30, 1e30, 1e-10]),
+    cancelling=st.sampled_from([None, 0, 1, 2]),
+    norm=st.sampled_from([LinfBall, L2Ball, L1Ball]),
+    eps=st.sampled_from([0.0, 1e-30, 1e-3, 0.2, 10.0]),
+)
+def test_dual_bounds_are_never_inside_the_exact_ones(seed, scale, cancelling, norm, eps) -> None:
+    graph = chain(seed, scale, cancelling)
+    x = numbers(seed + 1)(1, 4)
+    x = x if cancelling is None else x.abs().mean() + 1e-3 * x
+    assert_outside(graph, norm(x, eps))
+
+
+def forgetful(layer: int) -> Callable[[Ledger, int], None]:
+    plain = Ledger.affine
+
+    def affine(self: Ledger, index: int) -> None:
+        plain(self, index)
+        if index == 2 * layer + 1:
+            self.charge[index] = torch.zeros_like(self.most[index])
+
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "bug"),
+    [
+        (0, "affine", forgetful(0)),
+        (1, "affine", forgetful(1)),
+        (0, "outward", lambda self, index, radius, which=None: radius),
+        (2, "below", lambda self, index, rows, lower: lower),
+    ],
+)
+def test_each_term_is_needed(layer: int, name: str, bug: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what pays for the layer that rounds most, some bound is inside the exact one."""
+    graphs = [chain(seed) for seed in range(6)]
+    for graph in graphs:
+        graph.nodes[2 * layer + 1].operator.bias.add_(2.0**26)
+    everything = [(graph, LinfBall(numbers(9)(1, 4), eps)) for graph in graphs for eps in (0.0, 1e-3)]
+    for graph, region in everything:
+        assert_outside(graph, region)
+    monkeypatch.setattr(Ledger, name, bug)
+    with pytest.raises(AssertionError):
+        for graph, region in everything:
+            assert_outside(graph, region)
+
+
+def test_the_noise_of_the_run_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "executed_noise", lambda node, inputs, constant, most: torch.zeros_like(most))
+    with pytest.raises(AssertionError):
+        test_runs_in_float32_stay_inside_what_is_said_of_them("dual")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_in_float32_stay_inside_what_is_said_of_them(method: str) -> None:
+    """And not always inside what is said of real arithmetic."""
+    strays = 0
+    for seed in range(3):
+        for graph in (chain(seed), chain(seed, cancelling=seed % 3), convolutional(seed)):
+            x = 0.7 + 0.1 * numbers(50 + seed)(1, *graph.input_shape).float().double()
+            single = single_of(graph)
+            for eps in (0.0, 0.01):
+                region = LinfBall(x, eps)
+                found = bounds(graph, region, method, arithmetic="float32")
+                real = bounds(graph, region, method, arithmetic="real")
+                assert (found.lower <= real.lower).all() and (found.upper >= real.upper).all()
+                for batch in (1, 7):
+                    points = region.project(x + eps * numbers(seed)(batch, *x.shape[1:]).sign())
+                    points = torch.where(points.float().double() == points, points, x)  # float32 inputs of the region
+                    run = single(points.float()).double()
+                    assert (found.lower <= run).all() and (run <= found.upper).all()
+                    strays += int(((run < real.lower) | (run > real.upper)).sum())
+    assert strays > 0
+
+
+def single_of(graph: Graph) -> Callable[[Tensor], Tensor]:
+    """The same network with float32 tensors."""
+    nodes = []
+    for node in graph.nodes:
+        operator = node.operator
+        kept = {name: value.float() if isinstance(value, Tensor) else value for name, value in vars(operator).items()}
+        other = object.__new__(type(operator))
+        for name, value in kept.items():
+            object.__setattr__(other, name, value)
+        nodes.append(type(node)(node.name, other, node.inputs, node.shape))
+    return Graph(tuple(nodes))
+
+
+def test_shortcuts_pay_for_their_own_sums() -> None:
+    """The sieve by kernel position on padded maps, pruned channels, and rows that are dropped on their way."""
+    draw = numbers(3)
+    graph = graph_of(
+        (1, 10, 10),
+        Convolution(draw(8, 1, 3, 3) * 1e6, draw(8), (1, 1), (2, 2), (1, 1)),
+        ReLU(),
+        Convolution(draw(6, 8, 3, 3) / 1e6, draw(6), (2, 2), (1, 1), (1, 1)),
+        ReLU(),
+        Reshape((216,)),
+        Linear(draw(20, 216) / 10, draw(20) - 1),
+        ReLU(),
+        Linear(draw(3, 20), draw(3)),
+    )
+    x = draw(1, 1, 10, 10)
+    region = LinfBall(x, torch.rand(1, 1, 10, 10, dtype=torch.float64) * 0.05)
+    plain, found = bounds(graph, region, "dual"), bounds(graph, region, "dual", arithmetic="real")
+    assert (found.lower < plain.lower).all() and (found.upper > plain.upper).all()
+    assert torch.allclose(found.lower, plain.lower, rtol=0, atol=1e-7)
+    for name, (low, high) in found.layers.items():
+        opened = (plain.layers[name][0] < 0) & (plain.layers[name][1] > 0)
+        assert (low <= plain.layers[name][0])[opened].all() and (high >= plain.layers[name][1])[opened].all()
+    lower = margins(graph, region, torch.tensor([1]), arithmetic="real")
+    assert (lower[0, [0, 2]] < margins(graph, region, torch.tensor([1]))[0, [0, 2]]).all()
+
+
+def test_what_cannot_be_proved_is_refused() -> None:
+    graph, x = chain(0), torch.ones(1, 4, dtype=torch.float64)
+    with pytest.raises(InputError, match="alpha"):
+        bounds(graph, LinfBall(x, 0.1), "alpha", arithmetic="real")
+    with pytest.raises(InputError, match="exact"):
+        bounds(graph, LinfBall(x, 0.1), arithmetic="exact")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="float64"):
+        bounds(single_of(graph), LinfBall(x.float(), 0.1), arithmetic="real")
+    smooth = graph_of((4,), Linear(torch.ones(3, 4, dtype=torch.float64)), Tanh())
+    with pytest.raises(UnsupportedOperatorError, match="Tanh"):
+        bounds(smooth, LinfBall(x, 0.1), arithmetic="real")
+    wide = graph_of((4,), Linear(torch.full((3, 4), 1 / 3, dtype=torch.float64)))
+    with pytest.raises(InputError, match="float32"):
+        bounds(wide, LinfBall(x, 0.1), arithmetic="float32")
