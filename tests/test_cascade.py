@@ -10,6 +10,7 @@ from ironbound import cascade, certify
 from ironbound.attacks import Attack
 from ironbound.bounding import margins
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
+from ironbound.network import Network
 from ironbound.regions import LinfBall
 
 
@@ -45,8 +46,11 @@ def test_each_stage_is_asked_only_what_is_open(
 
     monkeypatch.setattr(cascade, "margins", recording)
     result = certify(model, x, labels, eps=0.05, methods=("interval", "dual"), attack="fgsm")
-    (first, points, targets), (second, later_points, later_targets) = asked
-    assert (first, second) == ("interval", "dual")
+    (first, points, targets), (second, later_points, later_targets), (third, last_points, last_targets) = asked
+    assert (first, second, third) == ("interval", "dual", "dual")
+    assert (points.dtype, later_points.dtype, last_points.dtype) == (torch.float64, torch.float32, torch.float64)
+    assert 0 < (result.status == "unknown").sum() <= len(last_points) < len(later_points)
+    assert last_targets.any(1).all()  # what float32 left open
     assert len(points) == (result.status != "misclassified").sum() - len(result.adversarial)
     assert (targets.sum(1) == 3).all()
     assert len(later_points) == len(points) - (result.method == "interval").sum() > 0
@@ -128,24 +132,47 @@ def test_margins_without_a_bound_of_their_rounding_need_a_guard(
 
 
 @pytest.mark.parametrize(("arithmetic", "said"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
-def test_bounded_rounding_needs_no_guard_and_is_asked_in_float64(
+def test_bounded_rounding_needs_no_guard_and_is_asked_in_float64_last(
     model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, arithmetic: str, said: str
 ) -> None:
     asked = []
 
     def tiny(network, region, given, method, targets, memory, arithmetic):
         asked.append((region, arithmetic))
-        return torch.full(targets.shape, 1e-300, dtype=region.dtype).masked_fill(~targets, torch.nan)
+        return torch.full(targets.shape, 1e-300, dtype=region.dtype).masked_fill(~targets, torch.nan)  # 0 in float32
 
     monkeypatch.setattr(cascade, "margins", tiny)
     result = certify(model, x, labels, eps=0.7, attack=None, methods=("dual",), arithmetic=arithmetic)
-    ((region, given),) = asked
-    assert (region.dtype, given) == (torch.float64, arithmetic)
-    assert region.eps.item() >= 0.7 > x.new_tensor(0.7).double().item()  # float32 rounds this radius down
+    assert [(region.dtype, given) for region, given in asked] == [
+        (torch.float32, arithmetic),
+        (torch.float64, arithmetic),
+    ]
+    for region, _ in asked:
+        assert region.eps.double().item() >= 0.7 > x.new_tensor(0.7).double().item()  # float32 rounds this radius down
     certified = result.status == "certified"
     assert certified.sum() == (result.status != "misclassified").sum() > 0
     assert set(result.arithmetic[certified].tolist()) == {said}
     assert set(result.arithmetic[~certified].tolist()) == {""}
+
+
+class Folded(nn.Module):
+    """A constant that float32 rounds away."""
+
+    def __init__(self, small: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("parts", torch.tensor([1.0, small, -1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.parts.sum()
+
+
+def test_constants_that_float32_computes_otherwise_are_noticed() -> None:
+    x = torch.zeros(1, 3)
+    assert not Network(Folded(1e-9).eval(), x).same_numbers
+    assert Network(Folded(0.5).eval(), x).same_numbers
+    normed = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    assert Network(normed, x).same_numbers
 
 
 def test_the_weakest_claim_of_all_classes_is_the_examples(

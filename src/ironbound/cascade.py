@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ironbound.attacks import fgsm, pgd
 from ironbound.bounding import ROUNDED, Arithmetic, margins
+from ironbound.bounding.api import proves_in
 from ironbound.claims import CLAIMS, PROVED, RIGOROUS, TOLERANCES, UNROUNDED, outward
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.exact.query import Budget, Outcome
@@ -229,16 +230,35 @@ class _State:
             raise InputError("proofs about float32 runs need the network as a module that .double() can convert.")
         if exact is None or method not in ROUNDED | RIGOROUS:
             return None
-        region, labels = outward(self.region[index]), self.labels[index]
-        arithmetic = None if method in RIGOROUS else self.wanted
+        networks = [self.network, exact] if self._proves_as_it_is(method) else [exact]
+        found = torch.full(targets.shape, torch.nan, dtype=torch.float64, device=targets.device)
         try:
-            return margins(
-                exact.graph, region, labels, method=method, targets=targets, memory=memory, arithmetic=arithmetic
-            )
+            for network in networks:
+                wanted = targets & ~(found > 0)
+                found = torch.fmax(found, self._proofs(network, index, method, wanted, memory))
         except UnsupportedOperatorError:
             if self.wanted != "real":
                 raise
             return None
+        return found
+
+    def _proofs(self, network: Network, index: Tensor, method: str, targets: Tensor, memory: int | None) -> Tensor:
+        """Margins in a network's own dtype, rounded outward, float64 [len(index), classes]; NaN where not asked for."""
+        found = torch.full(targets.shape, torch.nan, dtype=torch.float64, device=targets.device)
+        rows = targets.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return found
+        region, labels = outward(self.region[index[rows]], network.example.dtype), self.labels[index[rows]]
+        arithmetic = None if method in RIGOROUS else self.wanted
+        found[rows] = margins(
+            network.graph, region, labels, method=method, targets=targets[rows], memory=memory, arithmetic=arithmetic
+        ).double()
+        return found
+
+    def _proves_as_it_is(self, method: str) -> bool:
+        """Whether bounds in the network's own float32 can be proofs: half the time, and most margins bear its price."""
+        own = self.region.dtype
+        return own == torch.float32 and proves_in(own, method, self.region.center.device) and self.network.same_numbers
 
     def _exact(self) -> Network | None:
         """The network in float64, if there is one."""

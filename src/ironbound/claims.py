@@ -13,10 +13,10 @@ TOLERANCES = "solver tolerances"
 CLAIMS = (*PROVED.values(), *UNROUNDED.values(), TOLERANCES)  # an example has the last that one of its classes has
 
 
-def outward(region: Region) -> Region:
-    """A float64 region that holds the one meant: a float32 ε may have been rounded down from the number given."""
+def outward(region: Region, dtype: torch.dtype = torch.float64) -> Region:
+    """A region that holds the one meant: a float32 ε may have been rounded down from the number given."""
     if region.dtype == torch.float64 or isinstance(region, Box):
-        return region.to(torch.float64)
+        return region.to(dtype)
     assert isinstance(region, LinfBall | L2Ball | L1Ball)
     above = torch.nextafter(region.eps, torch.full_like(region.eps, torch.inf))
-    return type(region)(region.center.double(), above.double(), region.clip)
+    return type(region)(region.center.to(dtype), above.to(dtype), region.clip)

@@ -82,6 +82,25 @@ def convolutional(seed: int) -> Graph:
     )
 
 
+def small_convolutional(seed: int) -> Graph:
+    """Two convolutions, batch norm and a residual sum, all with parallel lines."""
+    draw = numbers(seed)
+    return graph_of(
+        (2, 6, 6),
+        Convolution(draw(3, 2, 3, 3), draw(3), (1, 1), (1, 1), (1, 1)),
+        BatchNorm(draw(3), draw(3) ** 2 // 0.25 / 4 + 0.5, draw(3), draw(3), 1e-5),
+        ReLU(),
+        Convolution(draw(3, 3, 3, 3) / 4, draw(3), (1, 1), (1, 1), (1, 1)),
+        (WeightedSum((1.0, -0.5)), (4, 3)),
+        ReLU(),
+        Structural(lambda v: F.avg_pool2d(v, 2), "pool"),
+        Reshape((27,)),
+        Linear(draw(5, 27) / 4, draw(5)),
+        PiecewiseLinear((0.0,), (0.125, 1.0), 0.0),
+        Linear(draw(3, 5), draw(3)),
+    )
+
+
 def regions(x: Tensor, eps: float) -> list[Region]:
     clip = (float(x.min()) - 0.01, float(x.max()) + 0.01)
     return [
@@ -150,14 +169,15 @@ def exact_dual(graph: Graph, layers: dict, region: Region, target: int) -> tuple
 
 def assert_outside(graph: Graph, region: Region) -> None:
     """Neither the output's bounds nor those of the layers are inside the exact ones for the same relaxation."""
-    found = bounds(graph, region, "dual", arithmetic="real")
+    computing = graph if region.dtype == torch.float64 else single_of(graph)
+    found = bounds(computing, region, "dual", arithmetic="real")
     for index, node in enumerate(graph.nodes):
         if node.name in found.layers or index == len(graph.nodes) - 1:
             target = index if index == len(graph.nodes) - 1 else node.inputs[0]
             ends = (found.lower, found.upper) if target == index else found.layers[node.name]
             low, high = exact_dual(graph, found.layers, region, target)
-            assert inside((ends[0], torch.full_like(ends[1], torch.finfo(torch.float64).max)), low), node.name
-            assert inside((torch.full_like(ends[0], torch.finfo(torch.float64).min), ends[1]), high), node.name
+            assert inside((ends[0], torch.full_like(ends[1], torch.finfo(region.dtype).max)), low), node.name
+            assert inside((torch.full_like(ends[0], torch.finfo(region.dtype).min), ends[1]), high), node.name
 
 
 @given(
@@ -172,6 +192,44 @@ def test_dual_bounds_are_never_inside_the_exact_ones(seed, scale, cancelling, no
     x = numbers(seed + 1)(1, 4)
     x = x if cancelling is None else x.abs().mean() + 1e-3 * x
     assert_outside(graph, norm(x, eps))
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([1.0, 1e-12, 1e3, 1e-3]),
+    cancelling=st.sampled_from([None, 0, 1, 2]),
+    norm=st.sampled_from([LinfBall, L2Ball, L1Ball]),
+    eps=st.sampled_from([0.0, 1e-30, 1e-3, 0.2, 10.0]),
+)
+def test_dual_bounds_in_float32_are_never_inside_the_exact_ones(seed, scale, cancelling, norm, eps) -> None:
+    graph = chain(seed, scale, cancelling)
+    x = numbers(seed + 1)(1, 4).float()
+    x = x if cancelling is None else x.abs().mean() + 1e-3 * x
+    assert_outside(graph, norm(x, eps))
+
+
+@pytest.mark.parametrize("mode", ["real", "float32"])
+def test_dual_bounds_in_float32_hold_what_those_in_float64_hold(mode: str) -> None:
+    """On maps, with every kind of region: the network's own values, and its runs."""
+    for seed in range(3):
+        for graph in (small_convolutional(seed), chain(seed)):
+            single = single_of(graph)
+            x = numbers(100 + seed)(1, *graph.input_shape).float()
+            for eps in (0.0, 0.03):
+                for region in regions(x, eps):
+                    found = bounds(single, region, "dual", arithmetic=mode)  # type: ignore[arg-type]
+                    points = x if eps == 0 else region.project(x + eps * numbers(seed)(1, *x.shape[1:]).float().sign())
+                    everything = values(graph, rational(points[0]))
+                    assert inside((found.lower, found.upper), everything[-1])
+                    for index, node in enumerate(graph.nodes):
+                        if node.name in found.layers:
+                            assert inside(found.layers[node.name], everything[graph.nodes[index].inputs[0]])
+                    run = single(points)
+                    if mode == "float32":
+                        assert (found.lower <= run).all() and (run <= found.upper).all()
+                    if eps == 0:
+                        wide = found.upper - found.lower
+                        assert (wide < 0.05 * (1 + run.abs().max())).all()
 
 
 def forgetful(layer: int) -> Callable[[Ledger, int], None]:
@@ -194,12 +252,17 @@ def forgetful(layer: int) -> Callable[[Ledger, int], None]:
         (2, "below", lambda self, index, rows, lower: lower),
     ],
 )
-def test_each_term_is_needed(layer: int, name: str, bug: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
+def test_each_term_is_needed(
+    layer: int, name: str, bug: Callable, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without what pays for the layer that rounds most, some bound is inside the exact one."""
     graphs = [chain(seed) for seed in range(6)]
     for graph in graphs:
-        graph.nodes[2 * layer + 1].operator.bias.add_(2.0**26)
-    everything = [(graph, LinfBall(numbers(9)(1, 4), eps)) for graph in graphs for eps in (0.0, 1e-3)]
+        graph.nodes[2 * layer + 1].operator.bias.add_(2.0**13 if single else 2.0**26)
+    x = numbers(9)(1, 4)
+    x = x.float() if single else x
+    everything = [(graph, LinfBall(x, eps)) for graph in graphs for eps in (0.0, 1e-3)]
     for graph, region in everything:
         assert_outside(graph, region)
     monkeypatch.setattr(Ledger, name, bug)
@@ -282,7 +345,7 @@ def test_what_cannot_be_proved_is_refused() -> None:
     with pytest.raises(InputError, match="exact"):
         bounds(graph, LinfBall(x, 0.1), arithmetic="exact")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="float64"):
-        bounds(single_of(graph), LinfBall(x.float(), 0.1), arithmetic="real")
+        bounds(single_of(graph), LinfBall(x.float(), 0.1), "crown", arithmetic="real")
     smooth = graph_of((4,), Linear(torch.ones(3, 4, dtype=torch.float64)), Tanh())
     with pytest.raises(UnsupportedOperatorError, match="Tanh"):
         bounds(smooth, LinfBall(x, 0.1), arithmetic="real")

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.memory import DEFAULT_BUDGET
-from ironbound.bounding.methods import EXACT, METHODS, ROUNDED, Method, example_bytes, find_method, identity_rows
-from ironbound.bounding.precision import full_precision, plain_products
+from ironbound.bounding.methods import (
+    EXACT,
+    METHODS,
+    ROUNDED,
+    SHORT_SUMS,
+    Method,
+    example_bytes,
+    find_method,
+    identity_rows,
+)
+from ironbound.bounding.precision import full_precision, plain_products, sums_in_float32
 from ironbound.bounding.rounding import Arithmetic
 from ironbound.bounding.threads import over_examples
 from ironbound.capture import capture
@@ -61,7 +70,8 @@ def bounds(
         memory: bytes that the rows of one step may take (default 2 GiB).
         arithmetic: None: the bounds are as computed. "real": they are moved outward by all that rounding can have done
             to them, and are proofs for the network in real arithmetic. "float32": also for every run of it in float32
-            (docs/arithmetic.md). For the methods in `ROUNDED`, without gradients; give network and region in float64.
+            (docs/arithmetic.md). For the methods in `ROUNDED`, without gradients; give network and region in float64
+            (for "dual" on an x86 CPU float32 will do: faster, and wider by what it rounds).
 
     Returns:
         Lower and upper bounds of shape [batch, *output shape], and those of every activation's input.
@@ -72,7 +82,7 @@ def bounds(
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = prepared(model, region, method)
-    with full_precision(region.center.device), _proving(graph, region, arithmetic):
+    with full_precision(region.center.device), _proving(graph, region, method, arithmetic):
         return _bounds(graph, region, _method(method, arithmetic), memory)
 
 
@@ -127,7 +137,7 @@ def margins(
         MemoryLimitError: one functional alone does not fit into memory.
     """
     graph = prepared(model, region, method)
-    with full_precision(region.center.device), _proving(graph, region, arithmetic):
+    with full_precision(region.center.device), _proving(graph, region, method, arithmetic):
         return _margins(graph, region, labels, _method(method, arithmetic), targets, memory)
 
 
@@ -227,22 +237,39 @@ def prepared(model: nn.Module | Graph, region: Region, method: str) -> Graph:
 
 
 @contextmanager
-def _proving(graph: Graph, region: Region, arithmetic: Arithmetic | None) -> Generator[None, None, None]:
-    """What a proof for an arithmetic needs: float64, plain products, no gradients; for runs in float32 its weights."""
+def _proving(graph: Graph, region: Region, method: str, arithmetic: Arithmetic | None) -> Generator[None, None, None]:
+    """What a proof needs: a dtype that bears it, plain products, no gradients; for runs in float32 float32 weights."""
     if arithmetic is None:
         yield
         return
     if arithmetic not in get_args(Arithmetic):
         raise InputError(f"arithmetic {arithmetic!r} is not known; choose one of {', '.join(get_args(Arithmetic))}.")
-    if region.dtype != torch.float64:
+    if region.dtype != torch.float64 and not proves_in(region.dtype, method, region.center.device):
         raise InputError(
-            f"bounds with an arithmetic are computed in float64, not {region.dtype}; convert with .double()."
+            f"bounds by {method!r} with an arithmetic are computed in float64, not {region.dtype}; "
+            "convert with .double()."
         )
     for tensor in graph.parameters() if arithmetic == "float32" else ():
         if tensor.dim() and not torch.equal(tensor.float().to(tensor.dtype), tensor):
             raise InputError("the weights are no float32 numbers: this network cannot be executed in float32.")
     with torch.no_grad(), plain_products(region.center.device):
         yield
+
+
+def proves_in(dtype: torch.dtype, method: str, device: torch.device) -> bool:
+    """Whether a method's bounds can be proofs where they are computed in this dtype.
+
+    Args:
+        dtype: of network and region.
+        method: its name.
+        device: where it runs.
+
+    Returns:
+        True for `ROUNDED` in float64, and for those whose sums are short enough for float32 where it is plain there.
+    """
+    if dtype == torch.float64:
+        return method in ROUNDED
+    return dtype == torch.float32 and method in SHORT_SUMS and sums_in_float32(device)
 
 
 def _method(name: str, arithmetic: Arithmetic | None = None) -> Method:

@@ -125,6 +125,7 @@ METHODS: dict[str, Method] = {
 
 # the methods whose bounds can be moved outward by a bound of their rounding
 ROUNDED = frozenset({"interval", "dual", "dual+interval", "crown", "crown-ibp"})
+SHORT_SUMS = frozenset({"dual"})  # of these, in float32 too: only operators' own sums are priced by magnitudes
 
 # what is built on bounds, named here and imported where it is used: (module, function)
 EXACT: dict[str, tuple[str, str]] = {

@@ -50,7 +50,7 @@ def parallel_state(
         UnsupportedOperatorError: a relaxation that has no parallel lines (maximum), or an operator without a bound of
             its rounding.
     """
-    ledger = Ledger.of(graph, region, arithmetic)
+    ledger = Ledger.of(graph, region, arithmetic, carried=True)
     intervals = intervals_for(graph, region, arithmetic)[0] if meet_interval else None
     center, sets = _centered(region)
     lower, upper = region.box()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import platform
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+_X86 = ("x86_64", "amd64", "i386", "i686")
+
 
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None, None, None]:
-    """Switches off autocast, TF32 (torch's default for convolutions on a GPU) and bfloat16 products of float32 values.
+    """Switches off autocast, TF32 (torch's default for convolutions on a GPU), bfloat16 products and NNPACK.
 
-    They keep 8 to 11 bits of every factor, an error of about 1e-3 that no bound accounts for.
+    The first three keep 8 to 11 bits of every factor, an error of about 1e-3 that no bound accounts for. NNPACK's
+    convolutions of float32 go by Winograd and Fourier transforms, which are no sums of products.
+
+    The settings are one for all threads: the first that enters changes them, the last that leaves restores them.
 
     Args:
         device: where the bound is computed.
@@ -22,22 +29,82 @@ def full_precision(device: torch.device) -> Generator[None, None, None]:
         Nothing; the caller's settings are restored at the end.
     """
     with torch.autocast(device.type, enabled=False):
-        kinds = _kinds()
-        kept = [kind.fp32_precision for kind in kinds]
-        matmul, convolution = torch.get_float32_matmul_precision(), None if kinds else torch.backends.cudnn.allow_tf32
+        _settings.enter()
         try:
-            for kind in kinds:
-                kind.fp32_precision = "ieee"
-            if not kinds:
-                torch.set_float32_matmul_precision("highest")
-                torch.backends.cudnn.allow_tf32 = False
             yield
         finally:
-            for kind, precision in zip(kinds, kept, strict=True):
-                kind.fp32_precision = precision
-            if not kinds:
-                torch.set_float32_matmul_precision(matmul)
-                torch.backends.cudnn.allow_tf32 = convolution
+            _settings.leave()
+
+
+class _Settings:
+    """Global settings that are held changed while any thread needs them so."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.restore: list[Callable[[], Any]] = []
+
+    def enter(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.restore = [change() for change in (_products_in_full, _without_nnpack)]
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for restore in self.restore:
+                    restore()
+
+
+_settings = _Settings()
+
+
+def _products_in_full() -> Callable[[], None]:
+    kinds = _kinds()
+    if not kinds:
+        matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+        def restore() -> None:
+            torch.set_float32_matmul_precision(matmul)
+            torch.backends.cudnn.allow_tf32 = convolution
+
+        return restore
+    kept = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+
+    def restore_kinds() -> None:
+        for kind, precision in zip(kinds, kept, strict=True):
+            kind.fp32_precision = precision
+
+    return restore_kinds
+
+
+def _without_nnpack() -> Callable[[], Any]:
+    if not _has_nnpack_switch():
+        return lambda: None
+    kept = torch.backends.nnpack.set_flags(False)
+    return lambda: torch.backends.nnpack.set_flags(*kept)
+
+
+def _has_nnpack_switch() -> bool:
+    return hasattr(torch.backends, "nnpack") and hasattr(torch.backends.nnpack, "set_flags")
+
+
+def sums_in_float32(device: torch.device) -> bool:
+    """Whether float32 convolutions under `full_precision` are known to be sums of products in some order.
+
+    Args:
+        device: where they run.
+
+    Returns:
+        True on an x86 CPU, where oneDNN is asked for direct convolutions, and NNPACK can be switched off.
+    """
+    return device.type == "cpu" and platform.machine().lower() in _X86 and _has_nnpack_switch()
 
 
 @contextmanager

@@ -53,6 +53,8 @@ class Ledger:
         graph: the network, every operator with a rule.
         region: the inputs, in the dtype that bounds are computed in.
         executed: whether bounds shall hold for the network as executed in float32, not only in real arithmetic.
+        carried: whether functionals are only carried down, and multiplied with no inner node's values: sums are then no
+            longer than an operator's own, but for those of terms of one sign.
 
     Attributes:
         most: for each node a number that its value, and its centre, never exceed in magnitude; for affine nodes also
@@ -64,7 +66,7 @@ class Ledger:
         UnsupportedOperatorError: an operator has no rule, or its sums are too long for the dtype.
     """
 
-    def __init__(self, graph: Graph, region: Region, executed: bool = False) -> None:
+    def __init__(self, graph: Graph, region: Region, executed: bool = False, carried: bool = False) -> None:
         for node in graph.nodes:
             if not isinstance(node.operator, _RULES):
                 kind = type(node.operator).__name__
@@ -73,22 +75,25 @@ class Ledger:
         self.graph, self.executed = graph, executed
         self.unit, self.tiny = info.eps / 2, 4 * math.sqrt(info.tiny)
         self.spare = len(graph.nodes) + max((len(readers) for readers in graph.readers), default=0)
-        self.whole = self.share(sum(map(self._terms, range(len(graph.nodes)))))
+        offset = any(part.offset is not None for part in region.sets())
+        places = range(len(graph.nodes))
+        self.lengths = [self._length(index, offset) if carried else self._terms(index) for index in places]
+        self.whole = self.share(sum(self.lengths) + max(map(self._terms, places)))
         center = region.center.detach()
         most = center.abs()
         for part in region.sets():
             offset = 0 if part.offset is None else part.offset.abs()
             most = torch.maximum(most, center.abs() + offset + part.radius)
-        share = self.share(self._terms(0))
+        share = self.share(self.lengths[0])
         self.most = [most * (1 + share)]
         self.charge: list[Tensor | None] = [share * self.most[0] + self.tiny]
         self.slack = center.new_zeros(len(center))
         self._underflow(0)
 
     @classmethod
-    def of(cls, graph: Graph, region: Region, arithmetic: Arithmetic | None) -> Ledger | None:
+    def of(cls, graph: Graph, region: Region, arithmetic: Arithmetic | None, carried: bool = False) -> Ledger | None:
         """A new ledger, or None where bounds are to stay as computed."""
-        return None if arithmetic is None else cls(graph, region, arithmetic == "float32")
+        return None if arithmetic is None else cls(graph, region, arithmetic == "float32", carried)
 
     def share(self, count: int) -> float:
         """The relative error of sums of `count` products in a row, several times over: (6 n + 32) u."""
@@ -103,6 +108,17 @@ class Ledger:
         node = self.graph.nodes[index]
         return max(node.size, sum(self.graph.nodes[source].size for source in node.inputs)) + self.spare
 
+    def _length(self, index: int, offset: bool) -> int:
+        """More terms than any sum has that computes this node from those it reads, or its adjoint."""
+        operator = self.graph.nodes[index].operator
+        if index == len(self.graph.nodes) - 1 or index == 0 and offset:
+            return self._terms(index)  # functionals of the output, and offsets of the input, are multiplied out
+        if isinstance(operator, _PRODUCTS):
+            groups = 1 if isinstance(operator, Linear) else operator.groups
+            ends = operator.weight.shape
+            return max(ends[0] // groups, ends[1]) * math.prod(ends[2:]) + self.spare
+        return self._terms(index) if isinstance(operator, Structural) else self.spare
+
     def _underflow(self, index: int) -> None:
         parts = [self.most[source] for source in (index, *self.graph.nodes[index].inputs)]
         total = sum((part.flatten(1).sum(1) for part in parts), torch.ones_like(self.slack))
@@ -113,7 +129,7 @@ class Ledger:
         node = self.graph.nodes[index]
         operator = node.operator
         assert isinstance(operator, Affine)
-        share = self.share(self._terms(index))
+        share = self.share(self.lengths[index])
         inputs = [self.most[source] for source in node.inputs]
         constant = magnitude_of_constant(operator, tuple(self.graph.nodes[s].shape for s in node.inputs), inputs[0])
         most = (operator.magnitude(*inputs) + constant) * (1 + share)
@@ -169,7 +185,7 @@ class Ledger:
         """Enters a relaxed node; returns by how much its lines must move apart, [batch, *shape]."""
         node = self.graph.nodes[index]
         source = node.inputs[0]
-        share = self.share(self._terms(index))
+        share = self.share(self.lengths[index])
         read = self.most[source] if center is None else torch.maximum(self.most[source], center)
         below = slope * (self.at(source) + share * read)
         below = below.sum(-1) if isinstance(node.operator, Maximum) else below
@@ -216,7 +232,7 @@ class Ledger:
     def at(self, index: int) -> Tensor:
         """The charge of a node, never 0: what the last product with a functional of it costs, too."""
         charge = self.charge[index]
-        return self.share(self._terms(index)) * self.most[index] if charge is None else charge
+        return self.share(self.lengths[index]) * self.most[index] if charge is None else charge
 
     def outward(self, index: int, radius: Tensor, which: Tensor | None = None) -> Tensor:
         """What a node's value can differ from its centre at most, where computed as `radius`.
