@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ironbound import cascade, certify
 from ironbound.attacks import Attack
 from ironbound.bounding import margins
+from ironbound.certificate import finding
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.network import Network
 from ironbound.regions import LinfBall
@@ -117,12 +118,49 @@ def finds_nothing(network, region, labels) -> Attack:
     return Attack(region.center, torch.zeros(len(region), dtype=torch.bool), difference[:, 0])
 
 
+def refuses(arrays, region, labels, seconds) -> list[bool]:
+    return [False] * len(labels)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("clip", [None, (0.1, 0.9)])
+def test_what_alpha_and_split_prove_is_proved_again_with_its_rounding(
+    model: nn.Module, x: Tensor, norm: str, clip: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = x if clip is None else x.clamp(*clip)
+    query = {"eps": 0.2, "norm": norm, "clip": clip, "attack": None, "budget": 60.0}
+    methods = ("dual", "alpha", "split") if norm == "linf" else ("dual", "alpha")
+    again = certify(model, x, methods=methods, **query)
+    monkeypatch.setattr(finding, "proved_again", refuses)
+    once = certify(model, x, methods=methods, **query)
+    assert again.status.tolist() == once.status.tolist() and again.method.tolist() == once.method.tolist()
+    late = (once.status == "certified") & (once.method != "dual")
+    assert all("not outward rounded" in said for said in once.arithmetic[late].tolist())
+    assert set(again.arithmetic[late].tolist()) <= {"real arithmetic", *once.arithmetic[late].tolist()}
+    if norm == "linf":
+        assert late.sum() > 1
+        assert (again.arithmetic[late] == "real arithmetic").mean() > 0.9
+    monkeypatch.undo()
+    each = torch.full((len(x), 1, 1), 0.12).expand(-1, 2, 3) * torch.linspace(1, 0.9, 6).reshape(2, 3)
+    by_element = certify(model, x, methods=methods, **{**query, "eps": each})
+    late = (by_element.status == "certified") & ((by_element.method == "alpha") | (by_element.method == "split"))
+    assert all("not outward rounded" in said for said in by_element.arithmetic[late].tolist())
+
+
+def test_a_wrong_proof_is_not_proved_again(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cascade, "margins", fake_margins(1e-3))
+    monkeypatch.setattr(cascade._State, "_check", lambda self, index, why: None)
+    result = certify(model, x, eps=3.0, attack=None, methods=("alpha",))
+    assert set(result.arithmetic.tolist()) == {"float32, not outward rounded"}
+
+
 @pytest.mark.parametrize(("exact", "status"), [(-1e-6, "unknown"), (0.0, "unknown"), (1e-6, "certified")])
 def test_margins_without_a_bound_of_their_rounding_need_a_guard(
     model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, exact: float, status: str
 ) -> None:
     """Near 0 they are decided in float64, and the result says that they are not outward rounded."""
     monkeypatch.setattr(cascade, "margins", fake_margins(1e-6, exact))
+    monkeypatch.setattr(finding, "proved_again", refuses)
     result = certify(model, x, labels, eps=1e-7, attack=None, methods=("alpha",))
     right = result.status != "misclassified"
     assert set(result.status[right].tolist()) == {status}
@@ -185,6 +223,7 @@ def test_the_weakest_claim_of_all_classes_is_the_examples(
         return torch.where(targets, found, torch.nan)
 
     monkeypatch.setattr(cascade, "margins", some)
+    monkeypatch.setattr(finding, "proved_again", refuses)
     result = certify(model, x, labels, eps=1e-7, attack=None, methods=("dual", "alpha"))
     certified = result.status == "certified"
     assert certified.any()

@@ -39,8 +39,9 @@ def test_a_search_decides_every_example(model: nn.Module, x: Tensor) -> None:
         assert model(point[None]).argmax() != labels[example]
     certified = by_signs.status == "certified"
     by_split = by_signs.arithmetic[certified & (by_signs.method == "split")]
-    assert set(by_split.tolist()) == {"float64, not outward rounded"}
-    assert set(by_program.arithmetic[certified & (by_program.method == "milp")].tolist()) == {"solver tolerances"}
+    assert set(by_split.tolist()) == {"real arithmetic"}  # proved again by the checker of certificates
+    by_solver = by_program.arithmetic[certified & (by_program.method == "milp")]
+    assert set(by_solver.tolist()) <= {"real arithmetic", "solver tolerances"}
     assert set(by_program.arithmetic[by_program.method == "dual"].tolist()) <= {"real arithmetic"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from ironbound.capture import capture
 from ironbound.errors import IronboundError
 from ironbound.graph import Graph
+
+if TYPE_CHECKING:
+    from ironbound.certificate.network_file import Arrays
+
+
+CHECKED = 1 << 14  # values of a network up to which proofs are done again by the checker, which walks densely
 
 
 class Network:
@@ -56,6 +63,18 @@ class Network:
             for single, exact in pairs
             if exact.is_floating_point()
         )
+
+    @cached_property
+    def plain(self) -> Arrays | None:
+        """The network as the checker of certificates reads it; None where it cannot, or would take long."""
+        from ironbound.certificate.network_file import network_arrays
+
+        if sum(node.size for node in self.graph.nodes) > CHECKED:
+            return None
+        try:
+            return network_arrays(self.graph)
+        except IronboundError:
+            return None
 
     def prepare(self) -> None:
         """Captures both graphs; capture patches parts of torch, so that nothing else may run beside it."""

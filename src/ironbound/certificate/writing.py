@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,15 @@ from torch import Tensor, nn
 
 from ironbound.certificate.checker import Certificate, Checker, File
 from ironbound.certificate.checker import CertificateError as Refusal
-from ironbound.certificate.checker.claims import LABEL, MODES, NONE, PREDICTION, SDP, SLOPES, TREE
+from ironbound.certificate.checker.claims import LABEL, MODES, NONE, PREDICTION
+from ironbound.certificate.finding import Finder
 from ironbound.certificate.network_file import network_arrays, save_arrays
-from ironbound.certificate.payloads import Query, payload, sdp_vectors
+from ironbound.certificate.payloads import sdp_vectors
 from ironbound.certification import Certification
 from ironbound.errors import CertificateError, InputError
 from ironbound.graph import Graph
 from ironbound.regions import Radius
 
-SLACK = 1e-7
-"""Share of 1 + margin that a claim stays below what is proved here: another BLAS rounds differently."""
 NAMES = ("network.npz", "data.npz", "certificates.ibc")
 _TOGETHER = 256  # examples between two writes of the file
 
@@ -105,11 +103,12 @@ def write_certificates(
         del data["labels"]
     clip = certification.settings["clip"] or (np.nan, np.nan)
     query = certification.settings["norm"], arithmetic, (float(clip[0]), float(clip[1]))
-    writer = _Writer(Checker(arrays, data), query, seconds, model, x)
-    sdp = bool((certification.method == "sdp").any())
+    checker = Checker(arrays, data)
+    finder = Finder(checker, query, seconds)
+    vectors = sdp_vectors(model, x[:2]) if (certification.method == "sdp").any() else b""
     folder = Path(folder)
     path = folder / NAMES[2]
-    file = File(writer.checker.network_hash, writer.checker.data_hash, *query, [], writer.vectors if sdp else b"")
+    file = File(checker.network_hash, checker.data_hash, *query, [], vectors)
     known = _known(path, file)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(NAMES[:2], (arrays, data), strict=True):
@@ -119,7 +118,7 @@ def write_certificates(
     certified = np.flatnonzero(certification.status == "certified").tolist()
     for done, index in enumerate(certified, 1):
         bare = Certificate(index, int(certification.labels[index]), subject, NONE, float(radii[index]), 0.0)
-        one = known.get(bare) or writer.proved(bare, file.common)
+        one = known.get(bare) or finder.proved(bare, file.common)
         left += [index] if one is None else []
         found += [] if one is None else [one]
         if done % _TOGETHER == 0 or done == len(certified):
@@ -127,46 +126,6 @@ def write_certificates(
             if progress is not None:
                 progress(done, len(certified))
     return Written(folder, tuple(found), tuple(left), path.stat().st_size if certified else 0)
-
-
-class _Writer:
-    """Finds the shortest certificate that the checker accepts.
-
-    Args:
-        checker: of the network and the data.
-        query: norm, mode and clip.
-        seconds: for the search of a tree.
-        model, x: for semidefinite vectors.
-    """
-
-    def __init__(self, checker: Checker, query: Query, seconds: float, model: nn.Module | Graph, x: Tensor) -> None:
-        self.checker, self.query, self.seconds, self.model, self.x = checker, query, seconds, model, x
-
-    @cached_property
-    def vectors(self) -> bytes:
-        """The network's semidefinite vectors."""
-        return sdp_vectors(self.model, self.x[:2])
-
-    def proved(self, bare: Certificate, common: bytes) -> Certificate | None:
-        """The certificate with the margin that it proves; None where none is found."""
-        others = np.arange(self.checker.nodes[-1].size) != bare.label
-        one, margins = bare, self.checker.margins(bare, *self.query)
-        targets = np.flatnonzero(~(margins > 0) & others)
-        for kind in (SDP, SLOPES, TREE):
-            if bool((margins[others] > 0).all()):
-                break
-            if kind == SDP:
-                better = replace(bare, kind=kind) if common else None
-            else:
-                better = self._improved(replace(bare, kind=kind), targets)
-            if better is not None:
-                one, margins = better, self.checker.margins(better, *self.query, common)
-        least = float(margins[others].min())
-        return replace(one, margin=max(0.0, least - SLACK * (1 + least))) if least > 0 else None
-
-    def _improved(self, one: Certificate, targets: np.ndarray) -> Certificate | None:
-        found = payload(self.checker, one, self.query, targets, self.seconds)
-        return None if found is None else replace(one, payload=found)
 
 
 def _known(path: Path, file: File) -> dict[Certificate, Certificate]:
