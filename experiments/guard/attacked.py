@@ -3,7 +3,7 @@
     python experiments/guard/attacked.py --weights wong_kolter_mnist_small.pth --data-dir MNIST --out result.json
 
 Every image is attacked by PGD towards every other class and without a target; each point found that changes a correct
-answer is shown to the guard, in torch and as the exported program. Latency is measured on one thread.
+answer is shown to the guard, in torch and as the exported program.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def measured(model: nn.Module, x: Tensor, labels: Tensor, steps: int, path: Path
         path: for the program.
 
     Returns:
-        Counts, and milliseconds per image.
+        Counts.
     """
     import onnxruntime
 
@@ -90,7 +89,6 @@ def measured(model: nn.Module, x: Tensor, labels: Tensor, steps: int, path: Path
         "pgd_steps": steps,
         "counts": dict(counts),
         "program minus torch": {"least": spread[0], "most": spread[1]},
-        "milliseconds per image, one thread, process time": _latency(program, guard, x),
     }
 
 
@@ -119,22 +117,6 @@ def _attacked(
         counts["adversarial examples passed"] += int(guard(shown).safe.sum())
         counts["adversarial examples passed by the program"] += int((_margins(program, shown) > 0).sum())
     return counts
-
-
-def _latency(program: Any, guard: ib.Guard, x: Tensor) -> dict[str, float]:
-    found = {}
-    for size in (1, 4, 16):
-        times = []
-        for first in range(0, min(len(x), 200 * size) - size + 1, size):
-            piece = x[first : first + size]
-            start = time.process_time()
-            program.run(None, {"x": piece.numpy()})
-            times.append((time.process_time() - start) / size * 1e3)
-        found[f"onnxruntime, batches of {size}"] = round(float(np.median(times)), 3)
-    start = time.process_time()
-    guard(x[:64])
-    found["torch, a batch of 64"] = round((time.process_time() - start) / len(x[:64]) * 1e3, 3)
-    return found
 
 
 if __name__ == "__main__":
