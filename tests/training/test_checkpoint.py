@@ -276,6 +276,13 @@ epochs = 4
 """
 
 
+def _differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The largest difference of each tensor that is not the same, bit for bit."""
+    return {
+        name: (one[name] - other[name]).abs().max().item() for name in one if not torch.equal(one[name], other[name])
+    }
+
+
 @pytest.mark.slow
 def test_kill_9_at_a_random_moment_and_the_same_command_again(tmp_path: Path) -> None:
     path, folder = tmp_path / "recipe.toml", tmp_path / "run"
@@ -300,9 +307,11 @@ def test_kill_9_at_a_random_moment_and_the_same_command_again(tmp_path: Path) ->
         pytest.skip("the machine was too fast: the run ended before it was killed")
     assert done.returncode == 0, done.stderr
     recipe = Recipe.read(path)
-    model, data = network(recipe.model, recipe.run.seed), load("digits", "train", limit=600)
-    record = train(model, data.inputs, data.labels, recipe)
-    state = torch.load(folder / "weights.pth", weights_only=True)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    data = load("digits", "train", limit=600)
+    models = [network(recipe.model, recipe.run.seed) for _ in range(2)]
+    record, _ = [train(model, data.inputs, data.labels, recipe) for model in models]
+    state, (here, again) = torch.load(folder / "weights.pth", weights_only=True), [m.state_dict() for m in models]
+    assert _differences(here, again) == {}, "this process does not repeat itself"
+    assert _differences(here, state) == {}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [epoch.loss for epoch in record.epochs]
