@@ -338,6 +338,14 @@ def test_shortcuts_pay_for_their_own_sums() -> None:
     assert (lower[0, [0, 2]] < margins(graph, region, torch.tensor([1]))[0, [0, 2]]).all()
 
 
+def test_float32_proves_nothing_where_products_may_be_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, region = single_of(chain(0)), LinfBall(torch.ones(1, 4), 0.1)
+    bounds(graph, region, "dual", arithmetic="real")
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    with pytest.raises(InputError, match="float64"):
+        bounds(graph, region, "dual", arithmetic="real")
+
+
 def test_what_cannot_be_proved_is_refused() -> None:
     graph, x = chain(0), torch.ones(1, 4, dtype=torch.float64)
     with pytest.raises(InputError, match="alpha"):

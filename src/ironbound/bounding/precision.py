@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Generator
@@ -10,6 +11,10 @@ from typing import Any
 
 import torch
 
+_MODES, _STRICT = (
+    ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_BLAS_COMPUTE_MODE"),
+    ("strict", "standard"),
+)
 _X86 = ("x86_64", "amd64", "i386", "i686")
 
 
@@ -102,9 +107,11 @@ def sums_in_float32(device: torch.device) -> bool:
         device: where they run.
 
     Returns:
-        True on an x86 CPU, where oneDNN is asked for direct convolutions, and NNPACK can be switched off.
+        True on an x86 CPU, where oneDNN is asked for direct convolutions, and NNPACK can be switched off, unless the
+        environment lets a library compute with narrower numbers.
     """
-    return device.type == "cpu" and platform.machine().lower() in _X86 and _has_nnpack_switch()
+    narrow = any(os.environ.get(name, "strict").lower() not in _STRICT for name in _MODES)
+    return device.type == "cpu" and platform.machine().lower() in _X86 and _has_nnpack_switch() and not narrow
 
 
 @contextmanager
