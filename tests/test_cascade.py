@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from ironbound import cascade, certify
 from ironbound.attacks import Attack
 from ironbound.bounding import margins
+from ironbound.bounding.precision import sums_in_float32
 from ironbound.certificate import finding
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.network import Network
 from ironbound.regions import LinfBall
+
+
+in_float32 = pytest.mark.skipif(not sums_in_float32(torch.device("cpu")), reason="float32 proves on x86 only")
 
 
 @pytest.fixture
@@ -35,6 +39,7 @@ def labels(model: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+@in_float32
 def test_each_stage_is_asked_only_what_is_open(
     model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +174,7 @@ def test_margins_without_a_bound_of_their_rounding_need_a_guard(
     assert result.summary()["arithmetic"] == ({said: right.sum()} if said else {})
 
 
+@in_float32
 @pytest.mark.parametrize(("arithmetic", "said"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
 def test_bounded_rounding_needs_no_guard_and_is_asked_in_float64_last(
     model: nn.Module, x: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, arithmetic: str, said: str
