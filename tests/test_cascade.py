@@ -15,7 +15,6 @@ from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorErro
 from ironbound.network import Network
 from ironbound.regions import LinfBall
 
-
 in_float32 = pytest.mark.skipif(not sums_in_float32(torch.device("cpu")), reason="float32 proves on x86 only")
 
 
