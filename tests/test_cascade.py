@@ -292,3 +292,14 @@ def test_a_network_without_a_bound_of_its_rounding_says_so(x: Tensor) -> None:
     assert said <= {"float32, not outward rounded", "float64, not outward rounded"}
     with pytest.raises(UnsupportedOperatorError, match="Tanh"):
         certify(smooth, x, eps=1e-3, methods=("dual",), attack=None, arithmetic="float32")
+
+
+def test_an_attack_alone_captures_nothing(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards run on threads, and capture changes settings of torch that all threads share."""
+
+    def refused(*args: object) -> None:
+        raise AssertionError("captured")
+
+    monkeypatch.setattr("ironbound.network.capture", refused)
+    result = certify(model, x, eps=0.3, methods=(), attack="pgd", shard=8)
+    assert (result.status == "falsified").any()

@@ -317,10 +317,12 @@ class _State:
 
     def redo(self, seconds: float) -> None:
         """Proofs whose rounding has no bound are done again by the checker of certificates, which pays for its own."""
-        exact = self._exact()
         weak = self.correct & self.proved.all(1) & (self._claims() >= len(PROVED))
         index = weak.nonzero()[:, 0]
-        if not len(index) or self.wanted != "real" or exact is None or exact.plain is None:
+        if not len(index) or self.wanted != "real":
+            return
+        exact = self._exact()
+        if exact is None or exact.plain is None:
             return
         from ironbound.certificate.finding import proved_again
 
