@@ -249,7 +249,7 @@ class Guard:
 
     def _proved(self, network: Network, points: Tensor, method: str) -> tuple[Tensor, Tensor]:
         """The decision: which predictions `certify` would certify, and the least margin of each, float64."""
-        found = certify_shard(network, self._region(points), None, Cascade((method,)))
+        found = certify_shard(network, self._region(points), None, Cascade((method,), budget=self.latency))
         own = torch.nn.functional.one_hot(found.labels, found.margins.shape[1]).bool()
         least = found.margins.masked_fill(own, math.inf).nan_to_num(nan=-math.inf).amin(1)
         proved = torch.tensor([status == "certified" for status in found.status])

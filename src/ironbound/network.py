@@ -57,11 +57,10 @@ class Network:
         double = self.double
         if double is None:
             return False
-        pairs = zip(self.graph.parameters(), double.graph.parameters(), strict=True)
-        return all(
+        own, others = self.graph.parameters(), double.graph.parameters()
+        return [tensor.shape for tensor in own] == [tensor.shape for tensor in others] and all(
             bool(((single.double() - exact).abs() <= 2.0**-23 * exact.abs()).all())
-            for single, exact in pairs
-            if exact.is_floating_point()
+            for single, exact in zip(own, others, strict=True)
         )
 
     @cached_property

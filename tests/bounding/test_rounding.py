@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bounding.rational import constant, graph_of, matrices, rational, root, values
+from ironbound.attacks import pgd
 from ironbound.bounding import ROUNDED, bounds, margins, rounding
 from ironbound.bounding.precision import sums_in_float32
 from ironbound.bounding.rounding import Ledger
@@ -234,6 +235,38 @@ def test_dual_bounds_in_float32_hold_what_those_in_float64_hold(mode: str) -> No
                     if eps == 0:
                         wide = found.upper - found.lower
                         assert (wide < 0.05 * (1 + run.abs().max())).all()
+
+
+@in_float32
+@pytest.mark.parametrize("norm", [LinfBall, L2Ball, L1Ball])
+def test_no_attack_gets_below_a_proof_in_float32(norm: Callable[..., Region]) -> None:
+    """On a network with every shortcut: the sieve by kernel position, pruned channels, rows that are dropped."""
+    for seed in range(4):
+        draw = numbers(30 + seed)
+        graph = single_of(
+            graph_of(
+                (1, 10, 10),
+                Convolution(draw(8, 1, 3, 3), draw(8), (1, 1), (2, 2), (1, 1)),
+                ReLU(),
+                Convolution(draw(6, 8, 3, 3) / 4, draw(6), (2, 2), (1, 1), (1, 1)),
+                ReLU(),
+                Reshape((216,)),
+                Linear(draw(20, 216) / 10, draw(20) - 1),
+                ReLU(),
+                Linear(draw(3, 20), draw(3)),
+            )
+        )
+        x = draw(5, 1, 10, 10).float()
+        labels = graph(x).argmax(1)
+        for eps in (0.002, 0.05):
+            region = norm(x, eps)
+            lower = margins(graph, region, labels, arithmetic="real")
+            found = pgd(graph, region, labels, steps=40, restarts=2, targeted=True).points.detach()
+            logits = graph(found)
+            attained = logits.gather(1, labels[:, None]) - logits
+            assert (lower <= attained + 1e-5 * (1 + logits.abs().amax())).all()
+            proved = (lower.scatter(1, labels[:, None], 1.0) > 0).all(1)
+            assert not (proved & (logits.argmax(1) != labels)).any()
 
 
 def forgetful(layer: int) -> Callable[[Ledger, int], None]:
