@@ -53,8 +53,12 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What is known of a node's value, each [n, size]; `paths`: the radius with each path by its absolute value."""
+    """What is known of a node, each [n, size]: the network's own value at x, and what bounds it over the region.
 
+    `paths` is the radius with each path by its absolute value.
+    """
+
+    value: str
     middle: str
     radius: str
     most: str
@@ -76,27 +80,36 @@ class DualProgram:
         self.lines: dict[int, tuple[str, str]] = {}  # slope and half the gap of each ReLU
         self.slack = network.slack()
 
-    def run(self, middle: str, radius: str) -> None:
-        """Bounds all nodes, from the region's middle and its semi-axes, [n, size] each."""
+    def run(self, x: str, middle: str, radius: str) -> None:
+        """Runs the network at x and bounds all nodes, from the region's middle and its semi-axes, [n, size] each."""
         p = self.p
         most = p.op("Add", p.op("Add", p.op("Abs", middle), radius), p.hold(FLOOR))
-        self.known.append(Known(middle, radius, most, p.op("Add", radius, p.hold(FLOOR32))))
+        self.known.append(Known(x, middle, radius, most, p.op("Add", radius, p.hold(FLOOR32))))
         for index, node in enumerate(self.network.nodes[1:], start=1):
             layer = self.network.layers[index]
             self.known.append(self._relu(index, node) if layer is None else self._affine(index, layer, node))
 
     def _affine(self, index: int, layer: Layer, node: Node) -> Known:
         p, parts = self.p, [self.known[source] for source in node.inputs]
-        middle = layer.with_bias(p, layer.forward(p, [part.middle for part in parts]))
-        most = layer.forward(p, [part.most for part in parts], absolute=True)
-        most = p.op("Add", most, p.hold(layer.spread + FLOOR))
+        value, middle = self._forward(layer, [[part.value, part.middle] for part in parts])
+        value, middle = (layer.with_bias(p, one) for one in (value, middle))
         fixed = self._fixed_radius(index)
+        read = [
+            [part.most, part.paths] if fixed is not None else [part.most, part.paths, part.radius] for part in parts
+        ]
+        most, paths, *radius = self._forward(layer, read, absolute=True)
         if fixed is not None:
-            radius = p.op("Expand", p.hold(fixed[None]), p.op("Shape", middle))
-        else:
-            radius = layer.forward(p, [part.radius for part in parts], absolute=True)
-        paths = p.op("Add", layer.forward(p, [part.paths for part in parts], absolute=True), p.hold(FLOOR32))
-        return Known(middle, radius, most, paths)
+            radius = [p.op("Expand", p.hold(fixed[None]), p.op("Shape", middle))]
+        most = p.op("Add", most, p.hold(layer.spread + FLOOR))
+        return Known(value, middle, radius[0], most, p.op("Add", paths, p.hold(FLOOR32)))
+
+    def _forward(self, layer: Layer, parts: list[list[str]], absolute: bool = False) -> list[str]:
+        """Several values of each input through a layer without its constant: one pass over the weights for all."""
+        p, count = self.p, len(parts[0])
+        if all(len(set(values)) == 1 for values in parts):
+            return [layer.forward(p, [values[0] for values in parts], absolute)] * count
+        together = layer.forward(p, [p.op("Concat", *values, axis=0) for values in parts], absolute)
+        return p.parts(together, count)
 
     def _fixed_radius(self, index: int) -> np.ndarray | None:
         """The exact radius where it is the same for all inputs: one layer that mixes elements of an unclipped ball."""
@@ -138,7 +151,8 @@ class DualProgram:
         self.lines[index] = slope, half
         middle = p.op("Add", p.op("Mul", slope, value.middle), half)
         radius, paths = (p.op("Add", p.op("Mul", slope, part), half) for part in (radius, value.paths))
-        return Known(middle, radius, p.op("Add", value.most, gap), p.op("Add", paths, p.hold(FLOOR32)))
+        own, most = p.op("Relu", value.value), p.op("Add", value.most, gap)
+        return Known(own, middle, radius, most, p.op("Add", paths, p.hold(FLOOR32)))
 
     def total(self) -> str:
         """The sum of `most` over all nodes, [n]."""
@@ -222,7 +236,10 @@ class DualProgram:
             rows = PatchRows(unit, example, pixel, Patch.of(upper), upper.orders[0].channels).times(p, p.cast(slope))
             pieces = p.op("MatMul", p.reshape(rows.coefficients, -1, rows.channels), lower.transposed(p))
             ball = Reach(self.reach.order, self.reach.eps)  # a clipped box is no larger
-            reach = p.total(p.reshape(ball.of(p, pieces), -1, upper.taps), 1)
+            if ball.order == 1:  # sums of sums
+                reach = ball.of(p, p.reshape(pieces, -1, upper.taps * len(lower.kernel)))
+            else:
+                reach = p.total(p.reshape(ball.of(p, pieces), -1, upper.taps), 1)
         gaps = p.reshape(upper.forward(p, [half], absolute=True), -1)
         moved = p.op("Add", p.cast(reach), p.gather(gaps, self._place(source, example, neuron)))
         return self._rounded_up(source, moved, example, neuron)

@@ -175,25 +175,17 @@ def _emit(p: Program, network: Network, promise: Promise, shape: tuple[int, ...]
         x = p.op("Transpose", x, perm=[0, *range(2, len(shape) + 1), 1])
     size = network.nodes[0].size
     x = p.reshape(x, -1, size)
-    logits = _logits(p, network, x)
     middle, radius, valid = _region(p, promise, x)
     exact = promise.clip is not None
     dual = DualProgram(p, network, Reach(_ORDERS[promise.norm], promise.eps, radius if exact else None))
-    dual.run(middle, radius)
+    dual.run(x, middle, radius)
+    logits = dual.known[-1].value
     margin = _margin(p, dual, logits)
     valid = p.op("And", valid, p.op("Less", dual.total(), p.hold(network.limit())))  # NaN is not less
     margin = p.op("Where", valid, margin, p.hold(-math.inf))
     first = p.hold(np.array([0]))
     logits, margin = (p.op("Slice", value, first, count, first) for value in (logits, margin))
     return logits, margin
-
-
-def _logits(p: Program, network: Network, x: str) -> str:
-    values = [x]
-    for node, layer in zip(network.nodes[1:], network.layers[1:], strict=True):
-        parts = [values[source] for source in node.inputs]
-        values.append(p.op("Relu", parts[0]) if layer is None else layer.with_bias(p, layer.forward(p, parts)))
-    return values[-1]
 
 
 def _region(p: Program, promise: Promise, x: str) -> tuple[str, str, str]:

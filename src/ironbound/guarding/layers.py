@@ -97,23 +97,24 @@ def _weight(p: Program, matrix: np.ndarray, absolute: bool = False, transposed: 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Layer):
-    """A matrix [inputs, outputs]."""
+    """A matrix [outputs, inputs]."""
 
     matrix: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def forward(self, p: Program, values: list[str], absolute: bool = False) -> str:
         """A product."""
+        # few values, a large matrix: as its left factor it is read once, and in the layout that the adjoint reads
         value = values[0] if len(values) == 1 else p.op("Concat", *values, axis=1)
-        return p.op("MatMul", value, _weight(p, self.matrix, absolute))
+        columns = p.op("Transpose", value, perm=[1, 0])
+        return p.op("Transpose", p.op("MatMul", _weight(p, self.matrix, absolute), columns), perm=[1, 0])
 
     def adjoint(self, p: Program, rows: str) -> list[str]:
         """A product with the transposed matrix."""
-        pulled = p.op("MatMul", rows, _weight(p, self.matrix, transposed=True))
-        return p.split(pulled, [order.size for order in self.orders])
+        return p.split(p.op("MatMul", rows, _weight(p, self.matrix)), [order.size for order in self.orders])
 
     def unit_rows(self, p: Program, neuron: str) -> str:
         """Rows of single outputs."""
-        return p.gather(_weight(p, self.matrix, transposed=True), neuron)
+        return p.gather(_weight(p, self.matrix), neuron)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,12 +213,17 @@ class Convolution(Layer):
         """
         channels = self.orders[0].channels
         products = p.op("MatMul", p.with_zero(rows), _weight(p, self.kernel, transposed=True))
-        parts = p.gather(p.op("Reshape", products, p.batch_shape(products, -1, channels)), meeting.reshape(-1), axis=1)
-        if len(meeting) == 1:
-            return parts
-        shape = p.batch_shape(parts, len(meeting), meeting.shape[1] * channels)
-        added = p.total(p.op("Reshape", parts, shape), 1)
-        return p.op("Reshape", added, p.batch_shape(added, meeting.shape[1], channels))
+        if channels == 1 and len(meeting) > 1:
+            return self._scattered_alone(p, products, meeting)
+        products = p.op("Reshape", products, p.batch_shape(products, -1, channels))
+        parts = [p.gather(products, line, axis=1) for line in meeting]
+        return parts[0] if len(parts) == 1 else p.op("Sum", *parts)
+
+    def _scattered_alone(self, p: Program, products: str, meeting: np.ndarray) -> str:
+        """For one channel below: all rows of a pixel move together, as single numbers would take long."""
+        rows = p.op("Transpose", p.op("Flatten", products), perm=[1, 0])
+        parts = p.reshape(p.gather(rows, meeting.reshape(-1)), *meeting.shape, -1)
+        return p.op("Unsqueeze", p.op("Transpose", p.total(parts, 0), perm=[1, 0]), p.hold(np.array([2])))
 
     def patch_matrix(self, meeting: np.ndarray, pixels: int) -> np.ndarray:
         """What `scattered` does as one matrix, [pixels * output channels, pixels below * input channels]."""
@@ -290,4 +296,4 @@ def layer_of(node: Affine, entry: dict[str, Any], orders: list[Order], shapes: l
     order = Order.of(shapes[-1])
     pulled = node.pull(Rows(np.eye(node.size)))
     rows = np.concatenate([part.coef[:, own.natural] for part, own in zip(pulled, orders, strict=True)], 1)
-    return Dense(tuple(orders), order, *_constants(node, order), max(node.n, node.size) + 4, rows[order.natural].T)
+    return Dense(tuple(orders), order, *_constants(node, order), max(node.n, node.size) + 4, rows[order.natural])

@@ -42,6 +42,14 @@ class Program:
         self._nodes.append(helper.make_node("Split", [value, self.hold(np.array(sizes))], outputs, axis=1))
         return outputs
 
+    def parts(self, value: str, count: int) -> list[str]:
+        """Cuts the rows into equally many for each part."""
+        from onnx import helper
+
+        outputs = [f"part_{len(self._nodes)}_{part}" for part in range(count)]
+        self._nodes.append(helper.make_node("Split", [value], outputs, axis=0, num_outputs=count))
+        return outputs
+
     def hold(self, array: np.ndarray | float) -> str:
         """A constant, float64 or int64; equal ones are held once."""
         array = np.asarray(array)
