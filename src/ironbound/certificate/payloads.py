@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from ironbound.graph import Graph
 
 _GUARD = 1e-5  # above the rounding that the checker subtracts
 _NOISE = 1.25  # the noise of a float32 run depends on the slopes
-_TREE_BITS = 4
+_TREE_BITS = ((1, 0.25), (2, 0.5), (4, 1.0))  # for a slope, and what share of the time left is spent on it
 _ROOM = 1 + 1e-6  # semidefinite vectors are kept in float32
 
 Query = tuple[str, str, tuple[float, float]]
@@ -46,21 +47,26 @@ def payload(checker: Checker, one: Certificate, query: Query, targets: np.ndarra
     found = []
     for target in targets:
         net, guard = Relaxed(analysis, rows[target]), _GUARD + _NOISE * float(noise[target])
-        if one.kind == SLOPES:
-            best = slopes(net, guard)
-            root = None if best is None else Node(leaf=best[1])
-            bits = 0 if best is None else best[0]
-        else:
-            root, bits = tree(net, guard, seconds, _TREE_BITS), _TREE_BITS
-        if root is None:
+        best = slopes(net, guard) if one.kind == SLOPES else _tree(net, guard, seconds)
+        if best is None:
             return None
-        found.append((int(target), bits, root))
+        found.append((int(target), *best))
     bits = max(bits for _, bits, _ in found)
     parts = [np.array([bits], "u1"), np.array([len(found)], "<u2")]
-    for target, _, root in found:
+    for target, _, best in found:
         parts.append(np.array([target], "<u2"))
-        parts += _numbers(root, bits) if one.kind == SLOPES else _preorder(root, bits)
+        parts += _numbers(Node(leaf=best), bits) if isinstance(best, Leaves) else _preorder(best, bits)
     return b"".join(part.tobytes() for part in parts)
+
+
+def _tree(net: Relaxed, guard: float, seconds: float) -> tuple[int, Node] | None:
+    """The first tree found, from short leaves on, and its bits for a slope."""
+    end = time.monotonic() + seconds
+    for bits, share in _TREE_BITS:
+        root = tree(net, guard, share * (end - time.monotonic()), bits)
+        if root is not None:
+            return bits, root
+    return None
 
 
 def _preorder(node: Node, bits: int) -> list[np.ndarray]:
