@@ -8,7 +8,6 @@ vectors at hand into certificates, and `ironbound.sdp` solves for good ones.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,12 +130,9 @@ def sdp_hinge(
     rank: int = RANK,
     steps: int = 1,
     margin: float = 1.0,
-    ceiling: float = math.inf,
     weights: Tensor | None = None,
 ) -> Loss:
-    """Hinge loss on the certified margins: min(relu(margin + max_i (f^{iy}(x) + ε L^{iy})), ceiling).
-
-    A low ceiling gives up what is hopeless and leaves the network to what is not.
+    """Hinge loss on the certified margins: relu(margin + max_i (f^{iy}(x) + ε L^{iy})).
 
     Args:
         model: a two-layer network.
@@ -145,7 +141,6 @@ def sdp_hinge(
         rank: of the solver's vectors.
         steps: of the solver in each call.
         margin: by which margins should be positive.
-        ceiling: the most that an example counts.
         weights: of the examples, [batch], or None.
 
     Returns:
@@ -163,10 +158,7 @@ def sdp_hinge(
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     worst = upper.masked_fill(own, -torch.inf).amax(1)
     return weighted(
-        (margin + worst).clamp(0, ceiling),
-        ~(worst.detach() < 0),
-        weights,
-        {"largest_value": float(values.detach().max())},
+        torch.relu(margin + worst), ~(worst.detach() < 0), weights, {"largest_value": float(values.detach().max())}
     )
 
 
