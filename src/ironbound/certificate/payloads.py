@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from ironbound.certificate.checker import Certificate, Checker
+from ironbound.certificate.checker.bounds import Analysis
 from ironbound.certificate.checker.claims import NONE, SLOPES
 from ironbound.certificate.checker.payloads import LEAF
 from ironbound.certificate.relaxed import Leaves, Relaxed
@@ -15,7 +17,7 @@ from ironbound.certificate.search import Node, slopes, tree
 from ironbound.graph import Graph
 
 _GUARD = 1e-5  # above the rounding that the checker subtracts
-_NOISE = 1.25  # the noise of a float32 run depends on the slopes
+NOISE = 1.25  # the noise of a float32 run depends on the slopes
 _TREE_BITS = 4
 _ROOM = 1 + 1e-6  # semidefinite vectors are kept in float32
 
@@ -37,16 +39,34 @@ def payload(checker: Checker, one: Certificate, query: Query, targets: np.ndarra
     """
     with np.errstate(all="ignore"):
         analysis, rows = checker.analysis(one, *query), checker.rows(one.label)
-    if len(analysis.open_neurons()) >= LEAF:
-        return None
-    noise = np.zeros(len(rows))
+    short = np.zeros(len(rows))
     if query[1] == "float32":
         bare = replace(one, kind=NONE)
-        noise = checker.margins(bare, query[0], "real", query[2]) - checker.margins(bare, *query)
+        short = NOISE * (checker.margins(bare, query[0], "real", query[2]) - checker.margins(bare, *query))
+    return payload_of(analysis, rows, one.kind, dict(zip(targets.tolist(), short[targets], strict=True)), seconds)
+
+
+def payload_of(
+    analysis: Analysis, rows: np.ndarray, kind: int, targets: Mapping[int, float], seconds: float
+) -> bytes | None:
+    """A payload that raises rows of the output far enough.
+
+    Args:
+        analysis: the checker's bounds of the network.
+        rows: functionals of the output.
+        kind: `SLOPES` or `TREE`.
+        targets: which rows, and what else their bounds must exceed 0 by: the noise of a run and a constant.
+        seconds: for the search of a tree, for each row.
+
+    Returns:
+        Its bytes, or None where none is found.
+    """
+    if len(analysis.open_neurons()) >= LEAF:
+        return None
     found = []
-    for target in targets:
-        net, guard = Relaxed(analysis, rows[target]), _GUARD + _NOISE * float(noise[target])
-        if one.kind == SLOPES:
+    for target, short in targets.items():
+        net, guard = Relaxed(analysis, rows[target]), _GUARD + short
+        if kind == SLOPES:
             best = slopes(net, guard)
             root = None if best is None else Node(leaf=best[1])
             bits = 0 if best is None else best[0]
@@ -59,7 +79,7 @@ def payload(checker: Checker, one: Certificate, query: Query, targets: np.ndarra
     parts = [np.array([bits], "u1"), np.array([len(found)], "<u2")]
     for target, _, root in found:
         parts.append(np.array([target], "<u2"))
-        parts += _numbers(root, bits) if one.kind == SLOPES else _preorder(root, bits)
+        parts += _numbers(root, bits) if kind == SLOPES else _preorder(root, bits)
     return b"".join(part.tobytes() for part in parts)
 
 
