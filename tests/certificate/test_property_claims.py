@@ -1,4 +1,4 @@
-"""Claims about properties: true ones are accepted, and no more than rational arithmetic proves; everything else is refused."""
+"""Claims about properties: true ones are accepted, no more than rational arithmetic proves, and nothing else."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Setting:
         self.file = File(self.checker.network_hash, self.checker.data_hash, "box", "real", NO_CLIP, [])
 
     def worst(self, number: int, data, count: int = 40) -> float:
-        """The least of the clause's highest row at corners of its box and some points inside, in rational arithmetic."""
+        """The least of the clause's highest row at corners of its box and points inside, in rational arithmetic."""
         rng, case = np.random.default_rng(number), data["case"][number]
         low, high = exact(data["lower"][case]), exact(data["upper"][case])
         shares = [*itertools.product((0.0, 1.0), repeat=3), *rng.random((count, 3))]
@@ -91,7 +91,9 @@ class Setting:
         for share in shares:
             x = low + exact(np.array(share)) * (high - low)
             y = exact_run(self.nodes, x)
-            found.append((exact(data["outputs"][here]) @ y + exact(inputs[here]) @ x - exact(data["bounds"][here])).max())
+            found.append(
+                (exact(data["outputs"][here]) @ y + exact(inputs[here]) @ x - exact(data["bounds"][here])).max()
+            )
         return float(min(found))
 
     def check(self, one: Certificate, data=None, mode: str = "real") -> str | None:
@@ -216,7 +218,7 @@ def test_a_tree_proves_what_the_whole_box_does_not(setting: Setting) -> None:
 
 
 def test_a_tree_without_a_part_proves_nothing(setting: Setting) -> None:
-    """Every cut of a tree turned into a leaf, and every part left out: nothing of it is accepted unless it is proved."""
+    """A tree that ends early, that goes on, or that lacks one cut with one of its parts."""
     one = max(setting.claims(), key=lambda one: len(one.payload))
     columns = np.frombuffer(one.payload, "<u2").tolist()
     assert setting.check(replace(one, payload=tree(*columns, LEAF))) == "bytes follow a payload"

@@ -155,7 +155,7 @@ class PropertyCertificates:
             yield from self._of_rows(replace(bare, kind=TREE), end)
 
     def _of_rows(self, bare: Certificate, end: float, count: int | None = None) -> Iterator[Certificate]:
-        """Slopes or trees of ReLUs for one row of the clause after the other, the best (and no more than asked) first."""
+        """Slopes or trees of ReLUs for one row of the clause after the other, the best `count` of them."""
         _, rows, base = self._property.rows(bare.index)
         with np.errstate(all="ignore"):
             box = Box(self._checker.a, *self._property.ends(bare.index, self._mode))
