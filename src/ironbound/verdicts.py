@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ironbound.certificate.checker import Certificate
+if TYPE_CHECKING:
+    from ironbound.certificate.checker import Certificate
 
 
 @dataclass(frozen=True)

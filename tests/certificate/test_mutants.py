@@ -151,6 +151,8 @@ BUGS: list[tuple[str, str, str, Battery]] = [
     # properties
     (PROPERTIES, "self.radius = a.over(np.maximum(high - self.middle, self.middle - low), 1)",
      "self.radius = np.minimum(high - self.middle, self.middle - low)", HALVES),
+    (PROPERTIES, "self.radius = a.over(np.maximum(high - self.middle, self.middle - low), 1)",
+     "self.radius = np.maximum(high - self.middle, self.middle - low)", HALVES),
     (PROPERTIES, "below[element] = above[element] = np.clip(ends[0] / 2 + ends[1] / 2, *ends)",
      "below[element], above[element] = ends[0] / 2 + ends[1] / 2 - (ends[1] - ends[0]) / 4, ends[1]", HALVES),
     (PROPERTIES, "best = analysis.output(rows, base)", "best = analysis.output(rows) + base", BOUND),

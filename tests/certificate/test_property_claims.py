@@ -349,6 +349,14 @@ def test_malformed_properties_are_refused(setting: Setting) -> None:
     assert Checker(setting.arrays, without).property is not None
 
 
+def test_a_clause_that_would_take_too_much_memory_is_refused(setting: Setting, monkeypatch) -> None:
+    from ironbound.certificate.checker import properties
+
+    monkeypatch.setattr(properties, "SIZE_LIMIT", 2 * 6 - 1)
+    answers = [setting.check(claim(number)) for number in (0, 3)]
+    assert answers == ["a clause has too many constraints", None]
+
+
 def test_overflow_is_never_a_proof(setting: Setting) -> None:
     data = {**setting.data, "lower": np.full((3, 3), -1.7e308), "upper": np.full((3, 3), 1.7e308)}
     data["bounds"] = np.full(6, -1e300)

@@ -112,7 +112,9 @@ class PropertyCertificates:
         end, count = time.monotonic() + seconds, len(self._property.case)
         found, left = [], []
         for number in range(count):
-            one = self._proved(number, time.monotonic() + (end - time.monotonic()) / (count - number))
+            left_over = end - time.monotonic()
+            share = time.monotonic() + left_over / (count - number)
+            one = self._proved(number, share) if left_over > 0 else None
             found += [] if one is None else [one]
             left += [number] if one is None else []
         path = self.folder / NAMES[2]

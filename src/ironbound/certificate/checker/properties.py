@@ -61,8 +61,9 @@ class Property:
         )
         self.lower, self.upper = (a.exact(data[name]).reshape(-1, size) for name in ("lower", "upper"))
         self.outputs, self.bounds = a.exact(data["outputs"]), a.exact(data["bounds"])
-        self.inputs = a.exact(data.get("inputs", np.zeros((len(self.clause), size))))
-        shapes = (len(self.clause), nodes[-1].size), (len(self.clause), size), self.clause.shape
+        self.inputs = a.exact(data.get("inputs", np.zeros((0, size))))
+        rows = len(self.clause) if "inputs" in data else 0
+        shapes = (len(self.clause), nodes[-1].size), (rows, size), self.clause.shape
         need((self.outputs.shape, self.inputs.shape, self.bounds.shape) == shapes, "the constraints do not fit")
         for index, count in ((self.clause, len(self.case)), (self.case, len(self.lower))):
             need(index.ndim == 1 and ((index >= 0) & (index < count)).all(), "there is no such clause or case")
@@ -77,8 +78,10 @@ class Property:
         """The nodes, the rows as functionals of the last one, and what is added to them: for a clause's number."""
         here = np.flatnonzero(self.clause == number)
         need(len(here) > 0, "a clause without constraints always holds")
+        wide = len(here) * max(node.size for node in self.nodes)
+        need(wide <= SIZE_LIMIT, "a clause has too many constraints")
         base = -self.bounds[here]
-        if self.inputs[here].any():
+        if len(self.inputs) and self.inputs[here].any():
             return self.joined, np.append(self.outputs[here], self.inputs[here], 1), base
         return self.nodes, self.outputs[here], base
 
