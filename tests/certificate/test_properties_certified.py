@@ -54,7 +54,7 @@ def question(room: float, inputs: int = 2) -> tuple[nn.Sequential, Property]:
     return model, shifted(prop, -room)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_properties_that_hold_come_with_certificates_that_check(seed: int, tmp_path: Path) -> None:
     inputs = 1 + seed % 3
     model, prop = chain(seed, inputs, 4, 3, 2), random_property(seed, inputs, 2)
@@ -68,8 +68,9 @@ def test_random_properties_that_hold_come_with_certificates_that_check(seed: int
     assert set(answers.values()) == {None} and checker.missing(answers) == []
     assert File.read(tmp_path / "certificates.ibc").certificates == list(verdict.certificates)
     if np.isfinite(exact):  # certificates of a true property are none of a false one
-        false = property_arrays(shifted(prop, exact + 0.01), (inputs,))
-        other = Checker(arrays_of(tmp_path / "network.npz"), false)
+        false = shifted(prop, exact + 1e-6)
+        assert PropertyCertificates(model, false, (inputs,), tmp_path / "false").write(0.5).open
+        other = Checker(arrays_of(tmp_path / "network.npz"), property_arrays(false, (inputs,)))
         found = {one.index: other.check(one, "box", "real", (np.nan, np.nan)) for one in verdict.certificates}
         assert other.missing(found)
 
