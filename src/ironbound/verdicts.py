@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ironbound.certificate.checker import Certificate
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,17 @@ class Proved:
         method: the stage that closed the last case.
         seconds: spent.
         nodes: subproblems bounded by complete search.
-        arithmetic: dtype of the bounds. They exceed a guard against rounding, they are not rounded outward.
+        arithmetic: "real arithmetic" where the certificates below prove every clause, every rounding error paid for;
+            else the dtype of the bounds, which exceed a guard against rounding but are not rounded outward.
+        certificates: claims that the stand-alone checker has accepted, by number of the clause; none where none were
+            asked for.
     """
 
     method: str
     seconds: float
     nodes: int = 0
     arithmetic: str = "float64"
+    certificates: tuple[Certificate, ...] = ()
 
     word = "unsat"
 
@@ -29,7 +37,8 @@ class Proved:
         return True
 
     def __str__(self) -> str:
-        return f"proved by {self.method} in {self.seconds:.2f} s ({self.arithmetic}, {self.nodes} subproblems)"
+        text = f"proved by {self.method} in {self.seconds:.2f} s ({self.arithmetic}, {self.nodes} subproblems"
+        return f"{text}, {len(self.certificates)} certificates)" if self.certificates else f"{text})"
 
 
 @dataclass(frozen=True, eq=False)

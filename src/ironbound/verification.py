@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from ironbound.claims import PROVED
 from ironbound.errors import InputError
 from ironbound.spec import Property, read_vnnlib
-from ironbound.verdicts import Verdict
+from ironbound.verdicts import Proved, Verdict
 from ironbound.verification_stages import Verification
 
+if TYPE_CHECKING:
+    from ironbound.certificate.properties import PropertyCertificates
+
 FilePath = str | os.PathLike[str]
+CERTIFICATE_SECONDS = 600.0  # for certificates where there is no limit
 
 
 def verify(
@@ -27,29 +35,37 @@ def verify(
     input_shape: tuple[int, ...] | None = None,
     memory: int | None = None,
     seed: int = 0,
+    certificates: FilePath | None = None,
+    decided: Callable[[Verdict], None] | None = None,
 ) -> Verdict:
     """Decides a property of a network.
 
     In turn: attack, bounds of all cases at once, a stronger attack, and complete search, which splits the box of inputs
     where few of them vary, and the signs of ReLUs otherwise. Every refutation is a run of the network itself on the
     point found, alone, and for an ONNX file by onnxruntime too, where it is installed. Bounds are computed in float64
-    and must exceed a guard of 1e-9 of the magnitudes that meet in a constraint; nothing is rounded outward yet.
+    and must exceed a guard of 1e-9 of the magnitudes that meet in a constraint; they are not rounded outward. With
+    `certificates`, what was proved is proved again by the checker of certificates, in real arithmetic.
 
     Args:
         model: a network in evaluation mode, or the path of an ONNX file (.onnx, .onnx.gz).
         prop: a property (`ironbound.spec`), or the path of a VNNLIB file (.vnnlib, .vnnlib.gz).
-        timeout: seconds for everything, reading the files included; None for no limit. A step that is under way is
-            finished first.
+        timeout: seconds for everything, reading the files and finding certificates included; None for no limit, but for
+            ten minutes for the certificates. A step that is under way is finished first.
         input_shape: shape of an input example, where the network does not tell: that of an ONNX file is known, for
             others the default is one axis.
         memory: bytes that the bounds of one step may take (default 2 GiB).
         seed: of the attack's random starts.
+        certificates: folder for certificates of a proved property, which `ironbound check` proves again
+            (docs/certificates.md). What was found in the time is written; `Proved.arithmetic` is "real arithmetic"
+            where no clause is missing.
+        decided: called with the verdict before certificates are looked for.
 
     Returns:
         `Proved`, `Refuted` with the counterexample, or `Unknown` with the gap and the reason.
 
     Raises:
         InputError: network and property do not fit, the network's weights hold NaN, or timeout is not positive.
+        UnsupportedOperatorError, CertificateError: certificates cannot be written of this network, or to this folder.
         DataError, WeightsError: a file cannot be read.
         CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
         SoundnessError: a bound and a run of the network contradict each other.
@@ -61,7 +77,23 @@ def verify(
     path = None if isinstance(model, nn.Module) else Path(model)
     network = _network(model)
     shape = _input_shape(network, found, input_shape)
-    return Verification(network, found, shape, start, timeout, memory, seed, path).run()
+    if certificates is None:
+        return Verification(network, found, shape, start, timeout, memory, seed, path).run()
+    from ironbound.certificate.properties import PropertyCertificates
+
+    writer = PropertyCertificates(network, found, shape, certificates)
+    verdict = Verification(network, found, shape, start, timeout, memory, seed, path).run()
+    if decided is not None:
+        decided(verdict)
+    return _certified(verdict, writer, start, timeout) if isinstance(verdict, Proved) else verdict
+
+
+def _certified(verdict: Proved, writer: PropertyCertificates, start: float, timeout: float | None) -> Proved:
+    left = CERTIFICATE_SECONDS if timeout is None else timeout - (time.monotonic() - start)
+    written = writer.write(max(0.0, left))
+    arithmetic = verdict.arithmetic if written.open else PROVED["real"]
+    seconds = time.monotonic() - start
+    return replace(verdict, seconds=seconds, arithmetic=arithmetic, certificates=written.certificates)
 
 
 def _network(model: nn.Module | FilePath) -> nn.Module:

@@ -21,7 +21,7 @@ from ironbound.bounding.memory import is_out_of_memory
 from ironbound.bounding.precision import full_precision
 from ironbound.cascade import COARSE, FINE
 from ironbound.errors import InputError, IronboundError, UnsupportedOperatorError
-from ironbound.exact.query import Budget, Outcome, Query
+from ironbound.exact.query import FEW, SOME, Budget, Outcome, Query
 from ironbound.exact.with_inputs import with_inputs
 from ironbound.graph import Graph
 from ironbound.regions import Box
@@ -30,8 +30,6 @@ from ironbound.verdicts import Proved, Refuted, Unknown, Verdict
 from ironbound.verification_queries import Scale, query_of
 from ironbound.verification_recheck import Recheck
 
-FEW = 8  # varied elements up to which the box alone is split
-SOME = 20  # up to which splitting the box takes turns with splitting ReLUs
 MARGIN = 0.02  # share of the time kept for what a step overruns
 QUICK, STRONG = (Effort(4, 4),), (Effort(50, 8), Effort(80, 24, 0.5, adam=True))
 # where few elements vary, long walks cost less than a search; the longest begin where a brief search has not decided

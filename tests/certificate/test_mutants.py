@@ -43,9 +43,10 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, right: s
     monkeypatch.setattr(sys.modules[PREFIX.rpartition(".")[0]], "checker", None)
     load(PREFIX, folder / "__init__.py", [str(folder)])
     tests: dict[str, Any] = {}
-    for name in ("test_checker_exact", "test_claims", "test_sdp_vectors"):
+    for name in ("test_checker_exact", "test_claims", "test_sdp_vectors", "test_property_claims"):
         monkeypatch.setitem(sys.modules, f"mutant_{name}", None)  # is taken out again
-        tests |= vars(load(f"mutant_{name}", TESTS / f"{name}.py"))
+        tests[name] = vars(load(f"mutant_{name}", TESTS / f"{name}.py"))
+        tests = {**tests[name], **tests}  # the first file's names count
     for name in [name for name in sys.modules if name.startswith(PREFIX)]:
         monkeypatch.setitem(sys.modules, name, sys.modules[name])
     return tests
@@ -59,17 +60,27 @@ def plain(name: str, *arguments: Any) -> Battery:
     return lambda tests: tests[name](*arguments)
 
 
+def of_property(name: str, *arguments: Any) -> Battery:
+    """A test of claims about properties; both files have a class `Setting`."""
+    return lambda tests: tests["test_property_claims"][name](tests["test_property_claims"]["Setting"](), *arguments)
+
+
 def with_setting(name: str, *arguments: Any) -> Battery:
     return lambda tests: tests[name](tests["Setting"](), *arguments)
 
 
 LAYERS, BOUNDS, FILES, PAYLOADS, CLAIMS = "layers.py", "bounds.py", "files.py", "payloads.py", "claims.py"
-SDP, CHECKING = "semidefinite.py", "checking.py"
+SDP, CHECKING, PROPERTIES = "semidefinite.py", "checking.py", "properties.py"
 LIES = with_setting("test_targeted_lies")
 OTHERS = with_setting("test_other_networks_and_other_data_are_refused")
 SPLITS = plain("test_a_split_proves_more_than_its_root_and_never_too_much")
 VECTORS = plain("test_verified_bounds_hold_in_rational_arithmetic", "float32")
 FALSE_VECTORS = plain("test_false_vectors_are_refused")
+WALK = plain("test_no_clause_is_proved_beyond_the_exact_walk", "mlp", "float16")
+BOUND = plain("test_the_sum_with_the_bound_is_paid_for")
+HALVES = plain("test_boxes_hold_their_ends_and_halves_cover_them", "float16")
+PARTS = of_property("test_a_tree_without_a_part_proves_nothing")
+MIXED = of_property("test_kinds_of_claims_do_not_mix")
 
 BUGS: list[tuple[str, str, str, Battery]] = [
     # rounding terms
@@ -128,7 +139,7 @@ BUGS: list[tuple[str, str, str, Battery]] = [
     (PAYLOADS, "need(column not in signs", "need(True", LIES),
     (PAYLOADS, "-sign * self.analysis.a.exact(beta)", "sign * self.analysis.a.exact(beta)", SPLITS),
     (PAYLOADS, "(sign > 0, sign > 0, 0)", "(sign < 0, sign < 0, 0)", SPLITS),
-    (PAYLOADS, 'need(not data.data, "bytes follow a payload")', "pass", LIES),
+    (PAYLOADS, 'need(self.at == len(self.data), "bytes follow a payload")', "pass", LIES),
     (CLAIMS, "all(a < b for a, b in", "all(True for a, b in", with_setting("test_records_stand_in_order")),
     (FILES, "{name} {arrays[name].dtype.str}", "{arrays[name].dtype.str}",
      with_setting("test_the_hash_covers_names_types_and_shapes")),
@@ -137,6 +148,43 @@ BUGS: list[tuple[str, str, str, Battery]] = [
     (SDP, "need((weights > 0).all() and", "need(", FALSE_VECTORS),
     (SDP, "np.linalg.cholesky(matrix)", "np.linalg.eigvalsh(matrix)", FALSE_VECTORS),
     (SDP, "through / 2)", "through / 4)", VECTORS),
+    # properties
+    (PROPERTIES, "self.radius = a.over(np.maximum(high - self.middle, self.middle - low), 1)",
+     "self.radius = np.minimum(high - self.middle, self.middle - low)", HALVES),
+    (PROPERTIES, "self.radius = a.over(np.maximum(high - self.middle, self.middle - low), 1)",
+     "self.radius = np.maximum(high - self.middle, self.middle - low)", HALVES),
+    (PROPERTIES, "below[element] = above[element] = np.clip(ends[0] / 2 + ends[1] / 2, *ends)",
+     "below[element], above[element] = ends[0] / 2 + ends[1] / 2 - (ends[1] - ends[0]) / 4, ends[1]", HALVES),
+    (PROPERTIES, "best = analysis.output(rows, base)", "best = analysis.output(rows) + base", BOUND),
+    (PROPERTIES, "here = np.flatnonzero(self.clause == number)", "here = np.flatnonzero(self.clause >= number)",
+     of_property("test_rows_of_other_clauses_do_not_help")),
+    (PROPERTIES, "base = -self.bounds[here]", "base = self.bounds[here]",
+     of_property("test_rows_of_other_clauses_do_not_help")),
+    (PROPERTIES, "np.append(self.outputs[here], self.inputs[here], 1), base",
+     "np.append(self.outputs[here], 0 * self.inputs[here], 1), base",
+     plain("test_what_is_proved_is_true_and_no_more_is_accepted", 2)),
+    (PROPERTIES, "[(*above, depth + 1), (*below, depth + 1)]", "[(*below, depth + 1)]", PARTS),
+    (PROPERTIES, "[(*above, depth + 1), (*below, depth + 1)]", "[(*below, depth + 1), (*below, depth + 1)]",
+     plain("test_each_half_counts")),
+    (PROPERTIES, "lowest = min(lowest, highest", "lowest = max(-9.0, highest",
+     plain("test_what_is_proved_is_true_and_no_more_is_accepted", 2)),
+    (PROPERTIES, "return None if least > one.margin", "return None if least >= one.margin",
+     plain("test_what_is_proved_is_true_and_no_more_is_accepted", 2)),
+    (PROPERTIES, "np.where(np.isnan(values), -math.inf, values)", "np.where(np.isnan(values), math.inf, values)",
+     of_property("test_overflow_is_never_a_proof")),
+    (PROPERTIES, "self.lower[self.case[number]] > self.upper[self.case[number]]",
+     "self.lower[self.case[number]] >= self.upper[self.case[number]]",
+     of_property("test_a_box_of_one_point_is_not_empty")),
+    (PROPERTIES, 'if mode == "float32":', "if False:", of_property("test_float32_runs_read_rounded_inputs")),
+    (PROPERTIES, "depth >= DEPTH_LIMIT", "False", of_property("test_trees_that_are_too_large_are_refused")),
+    (PROPERTIES, "        data.end()\n", "", PARTS),
+    (PROPERTIES, "Improvement(analysis, rows, base)", "Improvement(analysis, rows)",
+     of_property("test_trees_of_signs_and_slopes_speak_of_a_row")),
+    (CHECKING, 'answers.get(number, "absent")', "answers.get(number)",
+     of_property("test_a_clause_without_a_certificate_is_missing")),
+    (CHECKING, ' or norm == "box":', ":", MIXED),
+    (CHECKING, 'one.subject != PROPERTY or norm != "box"', "one.subject != PROPERTY", MIXED),
+    (CHECKING, 'one.subject != PROPERTY or norm != "box"', 'norm != "box"', MIXED),
 ]  # fmt: skip
 
 

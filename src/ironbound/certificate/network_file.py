@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,11 @@ def save_network(model: nn.Module | Graph, path: str | os.PathLike[str], example
 
 
 def save_arrays(arrays: Arrays, path: str | os.PathLike[str]) -> None:
-    """Writes arrays as a compressed npz file."""
-    with open(path, "wb") as file:
+    """Writes arrays as a compressed npz file, whole or not at all."""
+    part = Path(f"{os.fspath(path)}.part")
+    with open(part, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    part.replace(path)
 
 
 def _graph(model: nn.Module | Graph, example: Tensor | None) -> Graph:

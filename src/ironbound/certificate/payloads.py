@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from ironbound.certificate.checker import Certificate, Checker
+from ironbound.certificate.checker.bounds import Analysis
 from ironbound.certificate.checker.claims import NONE, SLOPES
 from ironbound.certificate.checker.payloads import LEAF
 from ironbound.certificate.relaxed import Leaves, Relaxed
@@ -16,7 +18,7 @@ from ironbound.certificate.search import Node, slopes, tree
 from ironbound.graph import Graph
 
 _GUARD = 1e-5  # above the rounding that the checker subtracts
-_NOISE = 1.25  # the noise of a float32 run depends on the slopes
+NOISE = 1.25  # the noise of a float32 run depends on the slopes
 _TREE_BITS = ((1, 0.25), (2, 0.5), (4, 1.0))  # for a slope, and what share of the time left is spent on it
 _ROOM = 1 + 1e-6  # semidefinite vectors are kept in float32
 
@@ -38,16 +40,34 @@ def payload(checker: Checker, one: Certificate, query: Query, targets: np.ndarra
     """
     with np.errstate(all="ignore"):
         analysis, rows = checker.analysis(one, *query), checker.rows(one.label)
-    if len(analysis.open_neurons()) >= LEAF:
-        return None
-    noise = np.zeros(len(rows))
+    short = np.zeros(len(rows))
     if query[1] == "float32":
         bare = replace(one, kind=NONE)
-        noise = checker.margins(bare, query[0], "real", query[2]) - checker.margins(bare, *query)
+        short = NOISE * (checker.margins(bare, query[0], "real", query[2]) - checker.margins(bare, *query))
+    return payload_of(analysis, rows, one.kind, dict(zip(targets.tolist(), short[targets], strict=True)), seconds)
+
+
+def payload_of(
+    analysis: Analysis, rows: np.ndarray, kind: int, targets: Mapping[int, float], seconds: float
+) -> bytes | None:
+    """A payload that raises rows of the output far enough.
+
+    Args:
+        analysis: the checker's bounds of the network.
+        rows: functionals of the output.
+        kind: `SLOPES` or `TREE`.
+        targets: which rows, and what else their bounds must exceed 0 by: the noise of a run and a constant.
+        seconds: for the search of a tree, for each row.
+
+    Returns:
+        Its bytes, or None where none is found.
+    """
+    if len(analysis.open_neurons()) >= LEAF:
+        return None
     found = []
-    for target in targets:
-        net, guard = Relaxed(analysis, rows[target]), _GUARD + _NOISE * float(noise[target])
-        best = slopes(net, guard) if one.kind == SLOPES else _tree(net, guard, seconds)
+    for target, short in targets.items():
+        net, guard = Relaxed(analysis, rows[target]), _GUARD + short
+        best = slopes(net, guard) if kind == SLOPES else _tree(net, guard, seconds)
         if best is None:
             return None
         found.append((int(target), *best))

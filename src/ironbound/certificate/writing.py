@@ -109,7 +109,7 @@ def write_certificates(
     folder = Path(folder)
     path = folder / NAMES[2]
     file = File(checker.network_hash, checker.data_hash, *query, [], vectors)
-    known = _known(path, file)
+    known = known_records(path, file)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(NAMES[:2], (arrays, data), strict=True):
         save_arrays(content, folder / name)
@@ -122,14 +122,25 @@ def write_certificates(
         left += [index] if one is None else []
         found += [] if one is None else [one]
         if done % _TOGETHER == 0 or done == len(certified):
-            _save(path, replace(file, certificates=found))
+            save_file(path, replace(file, certificates=found))
             if progress is not None:
                 progress(done, len(certified))
     return Written(folder, tuple(found), tuple(left), path.stat().st_size if certified else 0)
 
 
-def _known(path: Path, file: File) -> dict[Certificate, Certificate]:
-    """The certificates of an earlier call, by their claims without a margin."""
+def known_records(path: Path, file: File) -> dict[Certificate, Certificate]:
+    """The certificates of an earlier call, by their claims without payload and margin.
+
+    Args:
+        path: of the file of certificates, which may be absent.
+        file: the query.
+
+    Returns:
+        They; nothing where there is no file.
+
+    Raises:
+        CertificateError: the file cannot be read, or is about another query.
+    """
     if not path.exists():
         return {}
     try:
@@ -141,7 +152,8 @@ def _known(path: Path, file: File) -> dict[Certificate, Certificate]:
     return {replace(one, kind=NONE, margin=0.0, payload=b""): one for one in there.certificates}
 
 
-def _save(path: Path, file: File) -> None:
+def save_file(path: Path, file: File) -> None:
+    """Writes a file of certificates, whole or not at all."""
     part = path.with_suffix(".part")
     part.write_bytes(file.pack())
     part.replace(path)

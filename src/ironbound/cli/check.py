@@ -20,7 +20,8 @@ def check(
         Path | None, typer.Option(help="Network (.npz; default: network.npz beside the certificates).")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Inputs and labels (.npz; default: data.npz beside the certificates).")
+        Path | None,
+        typer.Option(help="Inputs and labels, or a property (.npz; default: data.npz beside the certificates)."),
     ] = None,
     eps: Annotated[float | None, typer.Option(help="Refuse claims for a smaller radius than this.", min=0.0)] = None,
     jobs: Annotated[
@@ -40,13 +41,17 @@ def check(
         if json:
             typer.echo(encoding.dumps(report))
         else:
+            kind = "input" if report["property"] is None else "clause"
             for index, why in report["refused"].items():
-                typer.echo(f"input {index}: refused: {why}")
+                typer.echo(f"{kind} {index}: refused: {why}")
             typer.echo(
                 f"{report['proved']} certificates proved, {len(report['refused'])} refused "
                 f"({report['norm']}, {report['arithmetic']} arithmetic, {report['seconds']} s)"
             )
-    if report["refused"] or not report["proved"]:
+            if report["property"] is not None:
+                typer.echo(report["property"]["verdict"])
+    failed = not report["proved"] if report["property"] is None else report["property"]["missing"]
+    if report["refused"] or failed:
         raise typer.Exit(1)
 
 
@@ -54,22 +59,27 @@ def _checked(path: Path, network: Path | None, data: Path | None, eps: float | N
     """The report, as plain data."""
     from ironbound.certificate.checker import CertificateError as Refusal
     from ironbound.certificate.checker import Checker, File, arrays_of, check_file
-    from ironbound.errors import CertificateError
+    from ironbound.errors import CertificateError, InputError
 
     start = time.monotonic()
     path = path / "certificates.ibc" if path.is_dir() else path
     try:
         file = File.read(path)
         arrays = arrays_of(network or path.parent / "network.npz"), arrays_of(data or path.parent / "data.npz")
-        answers = check_file(Checker(*arrays), file, jobs)
+        checker = Checker(*arrays)
+        answers = check_file(checker, file, jobs)
     except (Refusal, OSError) as error:
         raise CertificateError(f"{path} cannot be checked: {error}.") from error
+    if eps is not None and checker.property is not None:
+        raise InputError("--eps is about balls around inputs; these certificates are about a property")
     small = {one.index for one in file.certificates if eps is not None and one.eps < eps}
     refused = {index: f"its radius is below {eps:g}" for index in small} | {k: why for k, why in answers.items() if why}
+    about, missing = checker.property, checker.missing(answers)
     return {
         "format": "ironbound-check/1",
         "proved": len(answers) - len(refused),
         "refused": {str(index): refused[index] for index in sorted(refused)},
+        "property": None if about is None else {"missing": missing, "verdict": about.verdict(missing)},
         "norm": file.norm,
         "arithmetic": file.mode,
         "clip": None if file.clip[0] != file.clip[0] else list(file.clip),

@@ -16,6 +16,8 @@ from ironbound.cli import options as given
 from ironbound.cli.session import exit_codes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ironbound.instances_run import RunOptions
     from ironbound.verdicts import Verdict
 
@@ -41,6 +43,10 @@ def verify(
     only: Annotated[list[str] | None, typer.Option(help="Only instances whose file names hold this word.")] = None,
     memory: Annotated[int | None, typer.Option(help="Bytes for one step of the bounds (default 2 GiB).", min=1)] = None,
     seed: given.Seed = 0,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(help="Folder for certificates of a proved property: `ironbound check` proves them again."),
+    ] = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
     threads: given.Threads = None,
@@ -49,7 +55,7 @@ def verify(
 
     Prints unsat (proved), sat and the counterexample, unknown, or timeout: any answer ends with exit code 0.
     """
-    _check(network, prop, instances, timeout, out is not None or bool(only))
+    _check(network, prop, instances, timeout, out is not None or bool(only), certificates is not None)
     if instances is not None:
         from ironbound.instances_run import RunOptions
 
@@ -59,11 +65,16 @@ def verify(
     program = isinstance(context.obj, float)  # else the command was called from inside another program
     end = (context.obj if program else time.monotonic()) + (60.0 if timeout is None else timeout)
     with exit_codes(), _Answer(end, json, program) as answer:
-        answer.give(_decided(network, prop, end, (memory, seed, threads)))
+        answer.give(_decided(network, prop, end, (memory, seed, threads), certificates, answer.keep))
 
 
 def _check(
-    network: Path | None, prop: Path | None, instances: Path | None, timeout: float | None, of_list: bool
+    network: Path | None,
+    prop: Path | None,
+    instances: Path | None,
+    timeout: float | None,
+    of_list: bool,
+    of_one: bool,
 ) -> None:
     """Refuses options that do not go together."""
     if timeout is not None and not timeout > 0:
@@ -74,9 +85,18 @@ def _check(
         raise typer.BadParameter("name a network and a property, or --instances.")
     if instances is None and of_list:
         raise typer.BadParameter("--out and --only belong to --instances.")
+    if instances is not None and of_one:
+        raise typer.BadParameter("--certificates belongs to one network and property.")
 
 
-def _decided(network: Path, prop: Path, end: float, options: tuple[int | None, int, int | None]) -> Verdict | None:
+def _decided(
+    network: Path,
+    prop: Path,
+    end: float,
+    options: tuple[int | None, int, int | None],
+    folder: Path | None,
+    keep: Callable[[Verdict], None],
+) -> Verdict | None:
     """The verdict; None where loading alone took all of the time."""
     memory, seed, threads = options
     import torch
@@ -86,11 +106,13 @@ def _decided(network: Path, prop: Path, end: float, options: tuple[int | None, i
     if threads is not None:
         torch.set_num_threads(threads)
     left = end - 2 * _RESERVE - time.monotonic()
-    return decide(network, prop, left, memory=memory, seed=seed) if left > 0 else None
+    if left <= 0:
+        return None
+    return decide(network, prop, left, memory=memory, seed=seed, certificates=folder, decided=keep)
 
 
 class _Answer:
-    """Prints exactly one answer: the verdict, or "timeout" shortly before the time is up.
+    """Prints exactly one answer: the verdict; shortly before the time is up the one kept so far, or "timeout".
 
     Args:
         end: a value of `time.monotonic()`.
@@ -100,6 +122,7 @@ class _Answer:
 
     def __init__(self, end: float, json: bool, alone: bool) -> None:
         self._json, self._lock, self._given = json, threading.Lock(), False
+        self._kept: Verdict | None = None
         self._timer = threading.Timer(max(0.0, end - _RESERVE - time.monotonic()), self._late)
         self._timer.daemon = True
         self._alone = alone
@@ -112,6 +135,10 @@ class _Answer:
     def __exit__(self, *error: object) -> None:
         self._timer.cancel()
 
+    def keep(self, verdict: Verdict) -> None:
+        """Notes a verdict whose certificates are still looked for."""
+        self._kept = verdict
+
     def give(self, verdict: Verdict | None) -> None:
         """Prints a verdict."""
         with self._lock:
@@ -121,12 +148,25 @@ class _Answer:
     def _late(self) -> None:
         with self._lock:
             if not self._given:
-                self._print(None)
+                self._print(self._kept)
                 os._exit(0)  # a step of the search cannot be interrupted, and nothing is left to be done
 
     def _print(self, verdict: Verdict | None) -> None:
         sys.stdout.write(_json(verdict) if self._json else _text(verdict))
         sys.stdout.flush()
+        if self._kept is not None and verdict is not None and verdict.word == "unsat":
+            sys.stderr.write(_note(verdict))
+            sys.stderr.flush()
+
+
+def _note(verdict: Verdict) -> str:
+    """What has become of the certificates of a proved property."""
+    from ironbound.claims import PROVED
+
+    if verdict.arithmetic == PROVED["real"]:  # type: ignore[union-attr]
+        return "ironbound: certificates of all clauses are written; `ironbound check` proves them again.\n"
+    found = len(verdict.certificates)  # type: ignore[union-attr]
+    return f"ironbound: no certificates of all clauses were found in the time; written: {found}.\n"
 
 
 def _text(verdict: Verdict | None) -> str:
@@ -148,6 +188,7 @@ def _json(verdict: Verdict | None) -> str:
         found |= {"method": verdict.method, "checked_by": list(verdict.checked_by), "counterexample": text}
     elif isinstance(verdict, Proved):
         found |= {"method": verdict.method, "arithmetic": verdict.arithmetic}
+        found |= {"certificates": len(verdict.certificates)} if verdict.certificates else {}
     else:
         gap = verdict.gap if abs(verdict.gap) < float("inf") else None
         found |= {"why": verdict.why, "gap": gap, "open": verdict.open}

@@ -17,6 +17,9 @@ from ironbound.errors import InputError
 from ironbound.graph import Graph
 from ironbound.regions import Region
 
+FEW = 8  # varied elements of the input up to which the box alone is split
+SOME = 20  # up to which splitting the box takes turns with splitting ReLUs
+
 
 @dataclass(frozen=True, eq=False)
 class Clauses:

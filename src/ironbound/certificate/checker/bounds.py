@@ -141,6 +141,11 @@ class Analysis:
         unit[np.arange(len(neurons)), neurons] = sign
         return self.walk(source, Rows(unit), lines)
 
+    def output(self, rows, base: Any = 0):
+        """Lower bounds of rows of the output, by the better of both kinds of slopes."""
+        start, kinds = len(self.nodes) - 1, (self.lines, self.with_slopes())
+        return np.maximum(*(self.walk(start, Rows(rows), lines, base)[0] for lines in kinds))
+
     def walk(self, start, rows, lines, base: Any = 0, error: Any = 0, holds=None):
         """Lower bounds of rows of a node, and upper bounds if every line has one slope: equations (6) and (7).
 

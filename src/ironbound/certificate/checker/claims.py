@@ -12,15 +12,18 @@ from .layers import need
 HEADER = struct.Struct("<8sI32s32sBBddII")  # magic, version, network, data, norm, mode, clip, length of common, records
 RECORD = struct.Struct("<IHBBddI")  # index, class, subject, payload type, eps, margin, payload length
 MAGIC, VERSION = b"IRONCERT", 1
-NORMS, MODES = ("linf", "l2", "l1"), ("real", "float32")
-LABEL, PREDICTION = range(2)
-NONE, SLOPES, TREE, SDP = range(4)
+NORMS, MODES = ("linf", "l2", "l1", "box"), ("real", "float32")
+LABEL, PREDICTION, PROPERTY = range(3)
+NONE, SLOPES, TREE, SDP, BOXES = range(5)
 FILE_LIMIT = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A claim: all over the region around input `index`, `label` beats each other class by more than `margin`."""
+    """A claim: all over the region around input `index`, `label` beats each other class by more than `margin`.
+
+    With the subject PROPERTY: all over the box of clause `index`, one of its rows is above `margin`.
+    """
 
     index: int
     label: int
@@ -31,9 +34,11 @@ class Certificate:
     payload: bytes = b""
 
     def __post_init__(self):
-        need(self.subject <= PREDICTION and self.kind <= SDP, "a record has an unknown subject or payload")
+        need(self.subject <= PROPERTY and self.kind <= BOXES, "a record has an unknown subject or payload")
         need(0 <= self.eps < math.inf and 0 <= self.margin < math.inf, "eps and margin must be finite and at least 0")
-        need(self.kind in (SLOPES, TREE) or not self.payload, "a record of this type has no payload of its own")
+        fits = self.eps == self.label == 0 and self.kind != SDP if self.subject == PROPERTY else self.kind != BOXES
+        need(fits, "a record's subject does not go with its radius, class or payload")
+        need(self.kind in (SLOPES, TREE, BOXES) or not self.payload, "a record of this type has no payload of its own")
 
 
 @dataclass(frozen=True)

@@ -85,5 +85,5 @@ def network(arrays, arithmetic):
         place.append(inputs[0] if node is None else len(nodes))
         shapes.append(shape)
         nodes += [] if node is None else [node]
-    need(place[-1] == len(nodes) - 1 and nodes[-1].size > 1, "the last node is not the output of a classifier")
+    need(place[-1] == len(nodes) - 1, "the last node is not the output")
     return nodes

@@ -18,14 +18,14 @@ class Payload:
     """Numbers in a row of bytes, never read past the end."""
 
     def __init__(self, data: bytes):
-        self.data = data
+        self.data, self.at = data, 0
 
     def take(self, dtype, count) -> Any:
         """The next numbers."""
         length = np.dtype(dtype).itemsize * int(count)
-        need(length <= len(self.data), "a payload is cut short")
-        found, self.data = np.frombuffer(self.data[:length], dtype), self.data[length:]
-        return found
+        need(length <= len(self.data) - self.at, "a payload is cut short")
+        self.at += length
+        return np.frombuffer(self.data[self.at - length : self.at], dtype)
 
     def one(self, dtype):
         """The next number."""
@@ -36,6 +36,10 @@ class Payload:
         packed = np.unpackbits(self.take(np.uint8, (count * bits + 7) // 8), count=count * bits)
         return packed.reshape(count, bits) @ (1 << np.arange(bits)[::-1]) / (2**bits - 1)
 
+    def end(self):
+        """Refuses bytes that nothing has read."""
+        need(self.at == len(self.data), "bytes follow a payload")
+
 
 class Improvement:
     """Margins with what a payload adds: relaxations of its own for some classes.
@@ -43,10 +47,12 @@ class Improvement:
     Args:
         analysis: bounds of every node.
         rows: the margins as functionals of the output, one for each class.
+        base: what is added to the rows, one number for each; none: 0.
     """
 
-    def __init__(self, analysis, rows):
+    def __init__(self, analysis, rows, base=None):
         self.analysis, self.rows, self.nodes = analysis, rows, analysis.nodes
+        self.base = np.zeros(len(rows), analysis.a.dtype) if base is None else base
         self.columns = analysis.open_neurons()
 
     def raise_(self, kind, payload, best):
@@ -59,7 +65,7 @@ class Improvement:
             need(target < len(self.rows), "a payload speaks of a class that is none")
             found = self._leaf(target, {}, data, bits) if kind == SLOPES else self._tree(target, data, bits)
             best[target] = np.maximum(best[target], found)
-        need(not data.data, "bytes follow a payload")
+        data.end()
 
     def _tree(self, target, data, bits):
         """The least bound of a tree's leaves: they cover the region, as both sides follow a split."""
@@ -90,5 +96,5 @@ class Improvement:
             for part, value in zip(lines[node], (sign > 0, sign > 0, 0), strict=True):
                 part[neuron] = value
             holds[node][neuron] = -sign * self.analysis.a.exact(beta)
-        last = len(self.nodes) - 1
-        return self.analysis.walk(last, Rows(self.rows[[target]]), lines, holds=holds if signs else None)[0][0]
+        rows, base, holds = Rows(self.rows[[target]]), self.base[[target]], holds if signs else None
+        return self.analysis.walk(len(self.nodes) - 1, rows, lines, base, holds=holds)[0][0]

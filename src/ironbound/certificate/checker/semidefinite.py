@@ -36,7 +36,7 @@ class TwoLayers:
             need(i < j < len(output) and (i, j) not in self.reach, "a pair of classes is impossible, or named twice")
             weights = a.exact(data.take("<f4", 1 + sum(hidden.shape)))
             self.reach[i, j] = self._verified(hidden, output[i] - output[j], bound, weights)
-        need(not data.data, "bytes follow the SDP vectors")
+        data.end()
 
     def _verified(self, hidden, through, bound, weights):
         """An upper bound of |sum_j v_j s_j W_j t| over s in [0, 1] and t in [-1, 1], near the given one.
