@@ -348,6 +348,52 @@ def test_runs_in_float32_stay_inside_what_is_said_of_them(method: str) -> None:
     assert strays > 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_smooth_functions_as_executed_in_float32(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sums around them, whose rounding would hide theirs."""
+
+    def outside() -> int:
+        count = 0
+        for operator in (Sigmoid(), Tanh(), GELU(), GELU("tanh"), SiLU()):
+            graph = graph_of((400,), operator, Reshape((400,)))
+            x = torch.linspace(-9, 9, 400).double()[None]
+            found = bounds(graph, LinfBall(x, 0.0), method, arithmetic="float32")
+            run = single_of(graph)(x.float()).double()
+            count += int(((run < found.lower) | (run > found.upper)).sum())
+        return count
+
+    assert outside() == 0
+    noise = Ledger._noise
+    monkeypatch.setattr(Ledger, "_noise", lambda self, operator, ends: 0 * noise(self, operator, ends))
+    assert outside() > 100
+
+
+@pytest.mark.parametrize("method", ["dual", "crown"])
+def test_lines_through_wrong_points_are_moved_outside(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """f(z) - a z with the chord's slope a: its bounds are the lines' intercepts."""
+    for operator in (Sigmoid(), Tanh(), GELU(), GELU("tanh"), SiLU()):
+        honest = type(operator).stationary
+        monkeypatch.setattr(
+            type(operator), "stationary", lambda self, slope, honest=honest: [0.97 * z for z in honest(self, slope)]
+        )
+
+    def outside() -> int:
+        count = 0
+        for operator in (Sigmoid(), Tanh(), GELU(), GELU("tanh"), SiLU()):
+            for low, high in ((-3.0, 2.0), (-1.2, 2.5), (0.5, 4.0)):
+                ends = torch.tensor([[low]]).double(), torch.tensor([[high]]).double()
+                slope = operator.chord(*ends).item()
+                graph = graph_of((1,), operator, (WeightedSum((1.0, -slope)), (1, 0)))
+                found = bounds(graph, Box(*ends), method, arithmetic="real")
+                run = graph(torch.linspace(low, high, 5000).double()[:, None])
+                count += int((run.min() < found.lower - 1e-12) | (run.max() > found.upper + 1e-12))
+        return count
+
+    assert outside() == 0
+    monkeypatch.setattr(rounding, "_outside", lambda operator, ends, lines: torch.zeros_like(ends[0]))
+    assert outside() > 0
+
+
 def single_of(graph: Graph) -> Callable[[Tensor], Tensor]:
     """The same network with float32 tensors."""
     nodes = []
