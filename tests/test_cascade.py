@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from ironbound import cascade, certify
 from ironbound.attacks import Attack
-from ironbound.bounding import margins
+from ironbound.bounding import ROUNDED, margins, rounding
 from ironbound.bounding.precision import sums_in_float32
 from ironbound.certificate import finding
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.network import Network
+from ironbound.ops.operator import Affine, Input
+from ironbound.ops.piecewise import ReLU
 from ironbound.regions import LinfBall
 
 in_float32 = pytest.mark.skipif(not sums_in_float32(torch.device("cpu")), reason="float32 proves on x86 only")
@@ -283,8 +285,21 @@ def test_what_proves_nothing_of_float32_runs_is_refused(model: nn.Module, x: Ten
         certify(model, x, eps=0.1, **options)
 
 
-def test_a_network_without_a_bound_of_its_rounding_says_so(x: Tensor) -> None:
+@pytest.mark.parametrize("bend", [nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU()])
+@pytest.mark.parametrize(("arithmetic", "said"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
+def test_smooth_networks_have_proofs(x: Tensor, bend: nn.Module, arithmetic: str, said: str) -> None:
     torch.manual_seed(3)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), bend, nn.Linear(8, 8), bend, nn.Linear(8, 3)).eval()
+    for method in sorted(ROUNDED):
+        result = certify(smooth, x, eps=1e-3, methods=(method,), attack=None, arithmetic=arithmetic)  # type: ignore[arg-type]
+        certified = result.status == "certified"
+        assert certified.mean() > 0.9
+        assert set(result.arithmetic[certified].tolist()) == {said}
+
+
+def test_a_network_without_a_bound_of_its_rounding_says_so(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    monkeypatch.setattr(rounding, "_RULES", Input | Affine | ReLU)
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     result = certify(smooth, x, eps=1e-3, methods=("dual",), attack=None)
     said = set(result.arithmetic[result.status == "certified"].tolist())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,21 @@ import torch
 from torch import Tensor, nn
 
 import ironbound.certified_radius as module
+from bounding.rational import rational
 from cases import CASES
 from ironbound.bounding import margins
+from ironbound.bounding.rounding import Ledger
+from ironbound.capture import capture
 from ironbound.cascade import AttackOptions
 from ironbound.certified_radius import radius
-from ironbound.errors import InputError, LabelError, SoundnessError, StoreMismatchError
+from ironbound.errors import (
+    InputError,
+    LabelError,
+    SoundnessError,
+    StoreError,
+    StoreMismatchError,
+    UnsupportedOperatorError,
+)
 from ironbound.radius_search import MOST, Search
 from ironbound.regions import ball
 from laws.exact import exact_minimum
@@ -71,7 +84,7 @@ def test_the_border_is_that_of_bisection(norm: str, method: str) -> None:
         found = radius(model, x, norm, method)
         expected = _bisected(model.double(), x.double(), found.labels, norm, method)
         torch.testing.assert_close(found.certified, expected, rtol=1e-4, atol=0)
-        assert found.arithmetic == "float64"
+        assert set(found.arithmetic.tolist()) == {"real arithmetic"}
         assert bool((found.certified > 0).all())
         assert int(found.evaluations.max()) <= 22 and found.evaluations.double().mean() <= 11
 
@@ -166,6 +179,21 @@ def test_the_search_finds_the_root_of_any_falling_function(shape: str) -> None:
         assert bool((search.low >= root * (1 - 1e-4)).all())
 
 
+@pytest.mark.parametrize("share", [1 - 1e-6, 1 - 1e-4, 0.97, 0.6, 0.01])
+@pytest.mark.parametrize("bend", [1, 2, 6])
+def test_what_the_final_arithmetic_proves_is_found_below_what_the_coarse_one_accepts(share: float, bend: int) -> None:
+    root = torch.logspace(-6, 3, 64, dtype=torch.float64)
+
+    def evaluate(index: Tensor, eps: Tensor, final: bool) -> Tensor:
+        return 1 - (eps / root[index] / (share if final else 1)) ** bend
+
+    search = Search(evaluate, torch.ones(64, dtype=torch.float64), root * 5, 1e-4)
+    search.run()
+    assert bool((search.low <= share * root * (1 + 1e-9)).all())
+    assert bool((search.low >= share * root * (1 - 1e-4)).all())
+    assert int(search.evaluations.max()) < MOST
+
+
 def test_a_store_goes_on_where_it_was(tmp_path: Path) -> None:
     model, x = _network()
     path, seen = tmp_path / "radii.sqlite", []
@@ -190,6 +218,101 @@ def test_a_tighter_method_certifies_more() -> None:
     dual, alpha = (radius(model, x, method=method, attack=None).certified for method in ("dual", "alpha:5"))
     assert bool((alpha >= dual * (1 - 2e-4)).all())
     assert bool((alpha > dual * 1.001).any())
+
+
+@pytest.mark.parametrize("method", ["interval", "dual", "dual+interval", "crown", "crown-ibp"])
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_at_every_radius_there_is_a_proof(method: str, arithmetic: str) -> None:
+    """Another computation of the margins at exactly the radius that was returned, with every rounding subtracted."""
+    said = {"real": "real arithmetic", "float32": "as executed in float32"}[arithmetic]
+    for norm, clip in (("linf", None), ("l2", (-1.0, 1.0)), ("l1", None), ("linf", (-0.5, 2.0))):
+        model, x = _network()
+        labels = None if norm == "l1" else model(x.clamp(*(clip or (None, 9.0)))).argmax(1)
+        x = x if clip is None else x.clamp(*clip)
+        found = radius(model, x, norm, method, labels, clip=clip, attack=None, arithmetic=arithmetic)  # type: ignore[arg-type]
+        here = found.certified > 0
+        assert int(here.sum()) >= 11
+        assert found.arithmetic.tolist() == [said if positive else "" for positive in here.tolist()]
+        wide = ball(norm, x.double(), found.certified, clip)
+        proved = margins(model.double(), wide, found.labels, method, arithmetic=arithmetic)  # type: ignore[arg-type]
+        assert bool((proved.scatter(1, found.labels.unsqueeze(1), torch.inf).amin(1) > 0)[here].all())
+
+
+def test_rounding_that_is_larger_shrinks_the_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _network()
+    right = radius(model, x, attack=None).certified
+    plain = Ledger.below
+    monkeypatch.setattr(Ledger, "below", lambda self, index, rows, lower: plain(self, index, rows, lower) - 0.02)
+    smaller = radius(model, x, attack=None)
+    assert bool((smaller.certified < right * (1 - 1e-3)).all())
+    assert bool((smaller.certified > 0).any())
+    wide = ball("linf", x.double(), smaller.certified)
+    proved = margins(model.double(), wide, smaller.labels, arithmetic="real")
+    worst = proved.scatter(1, smaller.labels.unsqueeze(1), torch.inf).amin(1)[smaller.certified > 0]
+    assert bool((worst > 0).all()) and bool((worst < 0.01).all())  # the border of the larger rounding
+    monkeypatch.setattr(Ledger, "below", lambda self, index, rows, lower: lower - torch.inf)
+    assert bool((radius(model.float(), x, attack=None).certified == 0).all())
+
+
+def test_the_radius_is_never_beyond_the_exact_one_of_a_network_that_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear network in fractions: products of 1e8 cancel to 1e-5, and what they round is more than the guard."""
+    generator = torch.Generator().manual_seed(4)
+    weight = 1e8 * torch.randn(6, generator=generator, dtype=torch.float64)
+    middle = torch.randn(6, generator=generator, dtype=torch.float64)
+    products = rational(weight) * rational(middle)
+    model = nn.Linear(6, 2).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.stack([weight, torch.zeros(6)]))
+        model.bias.copy_(torch.tensor([-float(sum(products)), 0.0], dtype=torch.float64))
+    x = middle + torch.linspace(2e-14, 2e-13, 40, dtype=torch.float64)[:, None] * weight.sign()
+    bias, size = Fraction(float(model.bias.detach()[0])), sum(abs(rational(weight)))
+    exact = [(sum(rational(weight) * rational(point)) + bias) / size for point in x]
+    labels = torch.zeros(40, dtype=torch.int64)
+
+    def beyond() -> int:
+        found = radius(model, x, labels=labels, attack=None, tolerance=1e-6)
+        assert int((found.certified > 0).sum()) > 30
+        return sum(
+            Fraction(value) > max(limit, 0) for value, limit in zip(found.certified.tolist(), exact, strict=True)
+        )
+
+    assert beyond() == 0
+    monkeypatch.setattr(module, "proving", lambda *arguments: None)
+    assert beyond() > 0
+
+
+def test_what_is_no_proof_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, x = _network("mlp")
+    x = x[:4]
+    for method, said in (("alpha:2", "float64, not outward rounded"), ("milp", "solver tolerances")):
+        assert set(radius(model, x, "linf", method, attack=None).arithmetic.tolist()) <= {said, ""}
+    assert set(radius(capture(model, x), x, attack=None).arithmetic.tolist()) == {"float32, not outward rounded"}
+    honest, x = module.margins, _network("mlp")[1]
+
+    def unknown(graph, region, *arguments, arithmetic=None, **options) -> Tensor:
+        if arithmetic is not None and bool((region.center == x[5]).flatten(1).all(1).any()):
+            raise UnsupportedOperatorError("its rounding has no bound")
+        return honest(graph, region, *arguments, arithmetic=arithmetic, **options)
+
+    monkeypatch.setattr(module, "margins", unknown)
+    path = tmp_path / "radii.sqlite"
+    for _ in range(2):  # the second time from the store
+        said = radius(model, x, attack=None, shard=4, store=path).arithmetic.tolist()
+        assert said == ["real arithmetic"] * 4 + ["float64, not outward rounded"] * 4 + ["real arithmetic"] * 4
+    with pytest.raises(StoreMismatchError, match="arithmetic"):
+        radius(model, x, attack=None, shard=4, store=path, arithmetic="float32")
+    with pytest.raises(UnsupportedOperatorError):
+        radius(model, x, attack=None, arithmetic="float32")
+
+
+def test_a_store_of_radii_that_were_no_proofs_is_refused(tmp_path: Path) -> None:
+    model, x = _network("mlp")
+    path = tmp_path / "radii.sqlite"
+    radius(model, x, attack=None, store=path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = 'ironbound-radius-store/1' WHERE key = 'format'")
+    with pytest.raises(StoreError, match="format"):
+        radius(model, x, attack=None, store=path)
 
 
 def test_nan_is_never_certified(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +370,9 @@ def test_constant_answers_and_wrong_arguments() -> None:
         radius(model, x, norm="l3")
     with pytest.raises(InputError):
         radius(model, x, tolerance=0.0)
+    with pytest.raises(InputError, match="alpha"):
+        radius(model, x, method="alpha", arithmetic="float32")
+    with pytest.raises(InputError, match="exact"):
+        radius(model, x, arithmetic="exact")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="float32"):
+        radius(capture(model, x), x, arithmetic="float32")

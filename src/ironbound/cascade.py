@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ironbound.attacks import fgsm, pgd
-from ironbound.bounding import ROUNDED, Arithmetic, margins
+from ironbound.bounding import Arithmetic, margins
 from ironbound.bounding.api import proves_in
-from ironbound.claims import CLAIMS, PROVED, RIGOROUS, TOLERANCES, UNROUNDED, outward
+from ironbound.claims import CLAIMS, PROVED, outward, proving, rounding_of, unproved
 from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.exact.query import Budget, Outcome
 from ironbound.exact.search import SEARCHES, label_query, search
@@ -227,10 +227,8 @@ class _State:
 
     def _outward(self, index: Tensor, method: str, targets: Tensor, memory: int | None) -> Tensor | None:
         """Margins that are proofs for the wanted arithmetic, or None where this method or network has none."""
-        exact = self._exact()
-        if exact is None and self.wanted != "real":
-            raise InputError("proofs about float32 runs need the network as a module that .double() can convert.")
-        if exact is None or method not in ROUNDED | RIGOROUS:
+        exact = proving(self.network, method, self.wanted)
+        if exact is None:
             return None
         networks = [self.network, exact] if self._proves_as_it_is(method) else [exact]
         found = torch.full(targets.shape, torch.nan, dtype=torch.float64, device=targets.device)
@@ -251,7 +249,7 @@ class _State:
         if not len(rows):
             return found
         region, labels = outward(self.region[index[rows]], network.example.dtype), self.labels[index[rows]]
-        arithmetic = None if method in RIGOROUS else self.wanted
+        arithmetic = rounding_of(method, self.wanted)
         found[rows] = margins(
             network.graph, region, labels, method=method, targets=targets[rows], memory=memory, arithmetic=arithmetic
         ).double()
@@ -262,10 +260,6 @@ class _State:
         own = self.region.dtype
         return own == torch.float32 and proves_in(own, method, self.region.center.device) and self.network.same_numbers
 
-    def _exact(self) -> Network | None:
-        """The network in float64, if there is one."""
-        return self.network if self.region.dtype == torch.float64 else self.network.double
-
     def _guarded(
         self, index: Tensor, method: str, targets: Tensor, memory: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -273,14 +267,14 @@ class _State:
         region, labels = self.region[index], self.labels[index]
         found = margins(self.network.graph, region, labels, method=method, targets=targets, memory=memory).double()
         guard = self.guard[index]
-        claim = torch.full_like(self.claim[index], CLAIMS.index(UNROUNDED[self.region.dtype]))
+        claim = torch.full_like(self.claim[index], CLAIMS.index(unproved(method, self.region.dtype)))
         if self.region.dtype == torch.float64:
             return found, found > guard, claim
         doubtful = targets & ((found.abs() <= guard) | (found > self.attained[index] + guard))
         exact = self._in_double(index, doubtful, method, memory)
         redone = doubtful & ~exact.isnan()
         found = torch.where(redone, exact, found)
-        claim = claim.masked_fill(redone, CLAIMS.index(UNROUNDED[torch.float64]))
+        claim = claim.masked_fill(redone, CLAIMS.index(unproved(method, torch.float64)))
         return found, found > torch.where(redone, self.fine[index], guard), claim
 
     def search(self, method: str, cascade: Cascade) -> None:
@@ -311,8 +305,7 @@ class _State:
         lower = outcome.lower.double()
         self.margins[example, targets] = torch.fmax(self.margins[example, targets], lower)
         self.proved[example, targets] |= lower > guard[example]  # NaN is never above
-        claim = TOLERANCES if method == "milp" else UNROUNDED[region.dtype]
-        self.claim[example, targets] = CLAIMS.index(claim)
+        self.claim[example, targets] = CLAIMS.index(unproved(method, region.dtype))
         return outcome
 
     def redo(self, seconds: float) -> None:
@@ -321,7 +314,7 @@ class _State:
         index = weak.nonzero()[:, 0]
         if not len(index) or self.wanted != "real":
             return
-        exact = self._exact()
+        exact = self.network if self.region.dtype == torch.float64 else self.network.double
         if exact is None or exact.plain is None:
             return
         from ironbound.certificate.finding import proved_again

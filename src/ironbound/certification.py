@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ironbound.bounding import EXACT, METHODS, ROUNDED, Arithmetic, find_method
+from ironbound.bounding import EXACT, METHODS, Arithmetic, find_method
 from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
+from ironbound.claims import check_arithmetic
 from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.data.dataset import digest
 from ironbound.errors import InputError
@@ -284,22 +285,7 @@ def _check_options(cascade: Cascade, shard: int, region: Region) -> None:
         raise InputError(f"steps and restarts must be at least 1, got {attack.steps} and {attack.restarts}.")
     if shard < 1:
         raise InputError(f"shard must be at least 1, got {shard}.")
-    _check_arithmetic(cascade, region)
-
-
-def _check_arithmetic(cascade: Cascade, region: Region) -> None:
-    """Refuses what could prove nothing about the network as executed in float32."""
-    if cascade.arithmetic not in get_args(Arithmetic):
-        known = ", ".join(get_args(Arithmetic))
-        raise InputError(f"arithmetic {cascade.arithmetic!r} is not known; choose one of {known}.")
-    if cascade.arithmetic != "float32":
-        return
-    if region.dtype != torch.float32:
-        raise InputError(f"the network as executed in float32 reads float32 inputs, not {region.dtype}.")
-    for method in cascade.methods:
-        if method not in ROUNDED:
-            known = ", ".join(sorted(ROUNDED))
-            raise InputError(f"method {method!r} proves nothing about runs in float32; choose from {known}.")
+    check_arithmetic(cascade.arithmetic, cascade.methods, region)
 
 
 def _settings(

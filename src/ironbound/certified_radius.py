@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ironbound.attacks.logits import chunk_size, logits_at, margins_at, step_up
+from ironbound.bounding import Arithmetic
 from ironbound.bounding.api import margins, prepared
 from ironbound.cascade import COARSE, FINE, AttackOptions, Network
+from ironbound.claims import PROVED, check_arithmetic, proving, rounding_of, unproved
 from ironbound.classifier import described, labels_of, open_classifier
-from ironbound.errors import InputError, SoundnessError
+from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
 from ironbound.graph import Graph
 from ironbound.radius_attack import nearest_adversarial
 from ironbound.radius_search import LARGEST, Search
@@ -55,7 +58,8 @@ class Radius:
         evaluations: of the margins, for each example, int64 [n].
         labels: int64 [n].
         predictions: int64 [n].
-        arithmetic: "float64" or "float32": in which the final evaluation at `certified` was made.
+        arithmetic: what the proof at `certified` holds for, in the words of `Certification.arithmetic`; "" where the
+            radius is 0, [n].
         seconds: spent in "prediction", "bounds" and "attack", threads that ran side by side counted once.
         settings: the query in full: norm, clipping, method, tolerance, attack, versions, hashes of network and data.
     """
@@ -66,7 +70,7 @@ class Radius:
     evaluations: Tensor
     labels: Tensor
     predictions: Tensor
-    arithmetic: str
+    arithmetic: np.ndarray
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,8 +85,8 @@ class Radius:
 
         Returns:
             "examples", "misclassified"; "certified" and, after an attack, "attacked", each with "mean" and the
-            quantiles by their level (of all examples, misclassified ones at 0; an infinite one is None); "shares": a
-            list of "eps", "certified" and "withstood".
+            quantiles by their level (of all examples, misclassified ones at 0; an infinite one is None); "arithmetic":
+            the number of proofs by what they hold for; "shares": a list of "eps", "certified" and "withstood".
         """
         found: dict[str, Any] = {
             "examples": len(self),
@@ -90,6 +94,7 @@ class Radius:
             "certified": _statistics(self.certified),
             "attacked": _statistics(self.attacked) if self.settings.get("attack") is not None else None,
             "evaluations": float(self.evaluations.double().mean()),
+            "arithmetic": dict(Counter(self.arithmetic[self.arithmetic != ""].tolist())),
         }
         middle = float(self.certified.median())
         chosen = eps or sorted({float(f"{share * middle:.2g}") for share in (0.5, 1, 2)})
@@ -110,13 +115,13 @@ class Radius:
             "summary": self.summary(eps),
             "settings": dict(self.settings),
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
-            "arithmetic": self.arithmetic,
             "examples": {
                 "label": self.labels.tolist(),
                 "prediction": self.predictions.tolist(),
                 "certified": self.certified.tolist(),
                 "attacked": [value if np.isfinite(value) else None for value in self.attacked.tolist()],
                 "evaluations": self.evaluations.tolist(),
+                "arithmetic": self.arithmetic.tolist(),
             },
         }
 
@@ -139,6 +144,7 @@ class _Query:
     tolerance: float
     attack: AttackOptions | None
     memory: int | None
+    arithmetic: Arithmetic
 
 
 def radius(
@@ -155,12 +161,14 @@ def radius(
     shard: int = 256,
     progress: Progress | None = None,
     memory: int | None = None,
+    arithmetic: Arithmetic = "real",
 ) -> Radius:
     """The largest certified ε of each example, by a safeguarded Newton method on its worst margin.
 
     A few examples of each shard are solved first; from them the others learn where to begin, which is why another
     shard length may change a radius, within the tolerance. The margins at exactly the ε that is returned are computed
-    in float64.
+    in float64 and are proofs, as those of `ironbound.certify`: their rounding is subtracted (docs/arithmetic.md).
+    Where there is no such bound they are above a guard instead, and the result says so.
 
     Source: Wong & Kolter (2018), ICML, equation (17) and section 4.2.
 
@@ -179,6 +187,7 @@ def radius(
         shard: number of examples solved at a time, and written at a time.
         progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
+        arithmetic: what is proved at the radius, "real" or "float32", see `ironbound.certify`.
 
     Returns:
         The radii.
@@ -186,18 +195,19 @@ def radius(
     Raises:
         InputError: an argument does not fit.
         LabelError: labels do not fit.
-        CaptureError: the network cannot be captured.
+        CaptureError: the network cannot be captured, or for "float32" has no bound of its rounding.
         StoreError: the store cannot be used; the finished shards stay in it.
         SoundnessError: a certificate and a run of the network contradict each other.
     """
     region = ball(norm, x, 0.0, clip)
-    query = _Query(method, tolerance, attack, memory)
+    query = _Query(method, tolerance, attack, memory, arithmetic)
     _check_options(region, query, shard)
     network = open_classifier(model, region)
     device = network.example.device
     prepared(network.graph, region[:1].to(device), method)
     given = labels_of(network, region, labels)
-    settings = {"method": method, "tolerance": tolerance} | described(network, region, given, attack, shard)
+    settings: dict[str, Any] = {"method": method, "tolerance": tolerance, "arithmetic": arithmetic}
+    settings |= described(network, region, given, attack, shard)
     kept = {"certified": 0, "misclassified": 0}
     report = progress or (lambda done, total, counts: None)
 
@@ -226,6 +236,7 @@ def _check_options(region: Region, query: _Query, shard: int) -> None:
         raise InputError(f"inputs must be float32 or float64, not {region.dtype}; convert them with .float().")
     if shard < 1:
         raise InputError(f"shard must be at least 1, got {shard}.")
+    check_arithmetic(query.arithmetic, (query.method,), region)
     attack = query.attack
     if attack is not None and attack.name != "pgd":
         raise InputError(f"attack {attack.name!r} has no smallest radius; choose pgd or None.")
@@ -240,7 +251,7 @@ def _layout(x: Tensor) -> Layout[Radius]:
         changed = (part.attacked > 0) & torch.isfinite(part.attacked)
         points = (pack(point) if found else None for point, found in zip(part.adversarial, changed, strict=True))
         numbers = (part.labels, part.predictions, part.certified, part.attacked, part.evaluations)
-        return list(zip(*(column.tolist() for column in numbers), [part.arithmetic] * len(part), points, strict=True))
+        return list(zip(*(column.tolist() for column in (*numbers, part.arithmetic)), points, strict=True))
 
     def result(start: int, columns: Sequence[tuple[Any, ...]], seconds: dict[str, float]) -> Radius:
         labels, predictions, certified, attacked, evaluations, arithmetic, points = columns
@@ -253,11 +264,11 @@ def _layout(x: Tensor) -> Layout[Radius]:
             evaluations=torch.tensor(evaluations),
             labels=torch.tensor(labels),
             predictions=torch.tensor(predictions),
-            arithmetic=arithmetic[0],
+            arithmetic=np.array(arithmetic),
             seconds=seconds,
         )
 
-    return Layout("ironbound-radius-store/1", _COLUMNS, rows, result)
+    return Layout("ironbound-radius-store/2", _COLUMNS, rows, result)
 
 
 @torch.no_grad()
@@ -293,45 +304,59 @@ def _shard(network: Network, region: Region, given: Tensor | None, query: _Query
             )
     _check(certified, attacked, first)
     found = (part.cpu() for part in (certified, attacked, points, evaluations, labels, predictions))
-    return Radius(*found, arithmetic=margin.arithmetic, seconds=seconds)
+    arithmetic = np.where(certified.cpu().numpy() > 0, margin.claim(), "")
+    return Radius(*found, arithmetic=arithmetic, seconds=seconds)
 
 
 class _Margin:
-    """The least margin of examples at radii of their own, above its guard against rounding.
+    """The least margin of examples at radii of their own: in the final arithmetic a proof, else above its guard.
 
     Args:
         network: the classifier.
         region: the examples.
         labels: int64 [n].
         scale: 1 + max |logit|, float64 [n].
-        query: the method.
+        query: the method, and what it shall prove.
     """
 
     def __init__(self, network: Network, region: Region, labels: Tensor, scale: Tensor, query: _Query) -> None:
-        self.graph, self.region, self.labels, self.query = network.graph, region, labels, query
+        self.network, self.region, self.labels, self.query = network, region, labels, query
+        self.exact = proving(network, query.method, query.arithmetic)
         double = network.double if region.dtype == torch.float32 else None
-        self.double = None if double is None else double.graph
-        coarse = self.double is None and region.dtype == torch.float32
+        self.finest = network if double is None else double
         # as for `certify`; the float32 search is checked in float64
-        self.guard = (COARSE if coarse else FINE) * scale
-        self.arithmetic = "float32" if coarse else "float64"
+        self.guard = (COARSE if self.finest.example.dtype == torch.float32 else FINE) * scale
+
+    def claim(self) -> str:
+        """What the final values above 0 hold for: the weakest of them, if they are of several kinds."""
+        if self.exact is not None:
+            return PROVED[self.query.arithmetic]
+        return unproved(self.query.method, self.finest.example.dtype)
 
     def at(self, chosen: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """The function that is searched, of some of the examples, int64 [chosen]."""
 
         def evaluate(index: Tensor, eps: Tensor, final: bool) -> Tensor:
             index = chosen[index]
-            graph = self.double if final and self.double is not None else self.graph
-            dtype = self.region.dtype if graph is self.graph else torch.float64
-            x = self.region.center[index].to(dtype)
-            region = ball(self.region.norm, x, eps.to(dtype), self.region.clip)
-            labels = self.labels[index]
-            found = margins(graph, region, labels, self.query.method, memory=self.query.memory).double()
-            worst = found.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
-            # NaN and overflow prove nothing
-            return torch.where(torch.isfinite(found).all(1), worst - self.guard[index], -torch.inf)
+            if final and self.exact is not None:
+                try:
+                    return self._least(self.exact, index, eps, rounding_of(self.query.method, self.query.arithmetic))
+                except UnsupportedOperatorError:
+                    if self.query.arithmetic != "real":
+                        raise
+                    self.exact = None  # an operator's rounding has no bound
+            return self._least(self.finest if final else self.network, index, eps, None) - self.guard[index]
 
         return evaluate
+
+    def _least(self, network: Network, index: Tensor, eps: Tensor, arithmetic: Arithmetic | None) -> Tensor:
+        dtype, query, labels = network.example.dtype, self.query, self.labels[index]
+        region = ball(self.region.norm, self.region.center[index].to(dtype), eps.to(dtype), self.region.clip)
+        found = margins(
+            network.graph, region, labels, query.method, memory=query.memory, arithmetic=arithmetic
+        ).double()
+        worst = found.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+        return torch.where(torch.isfinite(found).all(1), worst, -torch.inf)  # NaN and overflow prove nothing
 
 
 def _first_order(network: Network, region: Region, labels: Tensor, clean: Tensor) -> Tensor:
@@ -364,7 +389,8 @@ def _joined(parts: list[Radius], settings: dict[str, Any]) -> Radius:
     columns = ("certified", "attacked", "adversarial", "evaluations", "labels", "predictions")
     found = [torch.cat([getattr(part, name) for part in parts]) for name in columns]
     seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in parts[0].seconds}
-    return Radius(*found, arithmetic=parts[0].arithmetic, seconds=seconds, settings=settings)
+    arithmetic = np.concatenate([part.arithmetic for part in parts])
+    return Radius(*found, arithmetic=arithmetic, seconds=seconds, settings=settings)
 
 
 @contextmanager

@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, get_args
+
 import torch
 
+from ironbound.bounding import ROUNDED, Arithmetic
+from ironbound.errors import InputError
 from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
+
+if TYPE_CHECKING:
+    from ironbound.network import Network
 
 RIGOROUS = frozenset({"sdp", "sdp-chord"})  # methods that pay for their own rounding (docs/sdp.md)
 PROVED = {"real": "real arithmetic", "float32": "as executed in float32"}
 UNROUNDED = {torch.float64: "float64, not outward rounded", torch.float32: "float32, not outward rounded"}
 TOLERANCES = "solver tolerances"
 CLAIMS = (*PROVED.values(), *UNROUNDED.values(), TOLERANCES)  # an example has the last that one of its classes has
+
+
+def check_arithmetic(wanted: str, methods: Iterable[str], region: Region) -> None:
+    """Refuses what could prove nothing about the network as executed in float32.
+
+    Args:
+        wanted: an arithmetic, as the user named it.
+        methods: the methods asked for.
+        region: the inputs.
+
+    Raises:
+        InputError: it is not known, or inputs or methods do not bear it.
+    """
+    if wanted not in get_args(Arithmetic):
+        raise InputError(f"arithmetic {wanted!r} is not known; choose one of {', '.join(get_args(Arithmetic))}.")
+    if wanted != "float32":
+        return
+    if region.dtype != torch.float32:
+        raise InputError(f"the network as executed in float32 reads float32 inputs, not {region.dtype}.")
+    for method in methods:
+        if method not in ROUNDED:
+            known = ", ".join(sorted(ROUNDED))
+            raise InputError(f"method {method!r} proves nothing about runs in float32; choose from {known}.")
+
+
+def proving(network: Network, method: str, wanted: Arithmetic) -> Network | None:
+    """The network in float64, in which a method's margins are proofs; None where they are none.
+
+    Args:
+        network: the classifier.
+        method: its name.
+        wanted: what its margins shall be proofs for.
+
+    Returns:
+        The network itself, its float64 copy, or None.
+
+    Raises:
+        InputError: there is no float64 copy, and only that could prove what is wanted.
+    """
+    exact = network if network.example.dtype == torch.float64 else network.double
+    if exact is None and wanted != "real":
+        raise InputError("proofs about float32 runs need the network as a module that .double() can convert.")
+    return exact if method in ROUNDED | RIGOROUS else None
+
+
+def rounding_of(method: str, wanted: Arithmetic) -> Arithmetic | None:
+    """The `arithmetic` to ask a method of `proving` for: none where it pays for its rounding unasked."""
+    return None if method in RIGOROUS else wanted
+
+
+def unproved(method: str, dtype: torch.dtype) -> str:
+    """What a margin above its guard holds for."""
+    return TOLERANCES if method.partition(":")[0] == "milp" else UNROUNDED[dtype]
 
 
 def outward(region: Region, dtype: torch.dtype = torch.float64) -> Region:

@@ -191,6 +191,9 @@ class Search:
         edge = torch.minimum(0.05 * (top - low), self.tolerance / 8 * top)
         chosen = torch.where(growing, chosen, torch.clamp(chosen, low + edge, top - edge))
         chosen = torch.where(settled, low, chosen)
+        # what only the coarse arithmetic accepted bounds nothing: where the root is not above it, it is asked itself
+        unconfirmed = self._final[index] & (self.low[index] < low)
+        chosen = torch.where(unconfirmed & ~inside, low, chosen)
         chosen = torch.where(confirmed, torch.minimum(low * (1 + 0.8 * _REACH * self.tolerance), top), chosen)
         trusted = settled | (inside & (_CURVATURE * (chosen / last - 1) ** 2 <= self.tolerance))
         self._final[index] |= trusted | (top - low <= self.tolerance * top) | (chosen >= LARGEST)

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounding.precise import smooth_fraction
 from ironbound.capture.live import Division
 from ironbound.graph import Graph, Node
 from ironbound.ops.affine import BatchNorm, Scale, Shift, Structural, WeightedSum
 from ironbound.ops.operator import Affine, Input, Operator
 from ironbound.ops.piecewise import Maximum, PiecewiseLinear
+from ironbound.ops.smooth import Smooth
 
 exactly = np.vectorize(lambda value: Fraction(float(value)), otypes=[object])
 
@@ -88,12 +90,14 @@ def piecewise(operator: PiecewiseLinear, value: Fraction) -> Fraction:
 
 
 def values(graph: Graph, x: np.ndarray) -> list[np.ndarray]:
-    """Every node's value at one input (fractions), flat."""
+    """Every node's value at one input (fractions), flat; after smooth functions right to 50 digits."""
     found = [x.reshape(-1)]
     for index, node in enumerate(graph.nodes[1:], start=1):
         inputs = [found[source] for source in node.inputs]
         if isinstance(node.operator, PiecewiseLinear):
             found.append(np.array([piecewise(node.operator, value) for value in inputs[0]], dtype=object))
+        elif isinstance(node.operator, Smooth):
+            found.append(np.array([smooth_fraction(node.operator, value) for value in inputs[0]], dtype=object))
         elif isinstance(node.operator, Maximum):
             found.append(inputs[0].reshape(-1, graph.nodes[node.inputs[0]].shape[-1]).max(1))
         else:

@@ -47,6 +47,8 @@ def test_json_table_and_files_agree(network: str, tmp_path: Path) -> None:
     assert arrays["adversarial"].shape == (48, 1, 8, 8)
     certified, attacked = np.array(examples["certified"]), np.array(examples["attacked"], dtype=float)
     assert (certified <= attacked).all() and certified.max() > 0
+    assert arrays["arithmetic"].tolist() == examples["arithmetic"]
+    assert summary["arithmetic"] == {"real arithmetic": (certified > 0).sum()}
     wrong = np.array(examples["label"]) != np.array(examples["prediction"])
     assert summary["misclassified"] == wrong.sum() > 0
     assert (certified[wrong] == 0).all()

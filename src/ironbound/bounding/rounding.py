@@ -30,8 +30,9 @@ from ironbound.ops.affine import (
     TransposedConvolution,
     WeightedSum,
 )
-from ironbound.ops.operator import Affine, Input, Lines, Operator
+from ironbound.ops.operator import Activation, Affine, Input, Lines, Operator
 from ironbound.ops.piecewise import Maximum, PiecewiseLinear, ReLU
+from ironbound.ops.smooth import LIBRARY, Smooth
 from ironbound.regions import Region
 
 Arithmetic = Literal["real", "float32"]
@@ -40,7 +41,8 @@ Arithmetic = Literal["real", "float32"]
 SINGLE = 2.0**-24  # the unit of rounding of float32
 _FLUSHED = 2.0**-126  # below this, float32 results may become 0
 _PRODUCTS = Linear | Convolution | TransposedConvolution
-_RULES = _PRODUCTS | Scale | Shift | BatchNorm | WeightedSum | Reshape | Structural | PiecewiseLinear | Maximum | Input
+_AFFINE = _PRODUCTS | Scale | Shift | BatchNorm | WeightedSum | Reshape | Structural
+_RULES = _AFFINE | PiecewiseLinear | Smooth | Maximum | Input
 _DENSE = 1 << 24  # entries of a matrix up to which its non-zeros are counted
 
 _reads: WeakKeyDictionary[Operator, Tensor] = WeakKeyDictionary()
@@ -157,9 +159,8 @@ class Ledger:
         Returns:
             The band, wider by what rounding can do on it and right below it.
         """
-        slope = band.slope.abs()
-        other = torch.maximum(centers[1].abs(), band.middle.abs() + band.gap)
-        room = self._relaxed(index, ends, slope, other, centers[0].abs())
+        lines = Lines(band.slope, band.middle - band.gap, band.slope, band.middle + band.gap)
+        room = self._relaxed(index, ends, lines, centers)
         return replace(band, gap=(band.gap + room) * (1 + self.share(8)))
 
     def lines(self, index: int, lines: Lines, ends: Range) -> Lines:
@@ -173,24 +174,26 @@ class Ledger:
         Returns:
             The lines, moved apart by what rounding can do on them and right below them.
         """
-        slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
-        other = lines.upper_intercept.abs()
-        if lines.lower_intercept is not None:
-            other = torch.maximum(other, lines.lower_intercept.abs())
-        room = self._relaxed(index, ends, slope, other)
+        room = self._relaxed(index, ends, lines)
         lower = -room if lines.lower_intercept is None else lines.lower_intercept - room
         return replace(lines, lower_intercept=lower, upper_intercept=lines.upper_intercept + room)
 
-    def _relaxed(self, index: int, ends: Range, slope: Tensor, other: Tensor, center: Tensor | None = None) -> Tensor:
+    def _relaxed(self, index: int, ends: Range, lines: Lines, centers: Range | None = None) -> Tensor:
         """Enters a relaxed node; returns by how much its lines must move apart, [batch, *shape]."""
         node = self.graph.nodes[index]
         source = node.inputs[0]
         share = self.share(self.lengths[index])
-        read = self.most[source] if center is None else torch.maximum(self.most[source], center)
+        read = self.most[source]
+        slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
+        other = lines.upper_intercept.abs()
+        if lines.lower_intercept is not None:
+            other = torch.maximum(other, lines.lower_intercept.abs())
+        if centers is not None:
+            read, other = torch.maximum(read, centers[0].abs()), torch.maximum(other, centers[1].abs())
         below = slope * (self.at(source) + share * read)
         below = below.sum(-1) if isinstance(node.operator, Maximum) else below
-        fit, noise = self._inexact(node.operator, ends, slope, other)
-        low, high = node.operator.interval(*ends)  # type: ignore[union-attr]
+        fit, noise = self._fit(node.operator, ends, lines, slope, other), self._noise(node.operator, ends)
+        low, high = _image(node.operator, ends)
         most = torch.maximum(torch.maximum(low.abs(), high.abs()) + fit + noise, other)
         self.most.append(most * (1 + share))
         self.charge.append(None)
@@ -198,32 +201,50 @@ class Ledger:
         least = torch.where(self.most[index] == 0, 0.0, self.tiny)  # a value that is 0 stays exactly 0
         return (below + share * self.most[index] + fit + noise + least) * (1 + share)
 
-    def _inexact(self, operator: Operator, ends: Range, slope: Tensor, other: Tensor) -> Range:
-        """How far computed lines can be off, and the executed function: each broadcastable to the node's value."""
+    def _fit(self, operator: Operator, ends: Range, lines: Lines, slope: Tensor, other: Tensor) -> Tensor:
+        """How far computed lines can be off.
+
+        Args:
+            operator: of the node.
+            ends: bounds of what it reads.
+            lines: its relaxation.
+            slope: the largest magnitude of its slopes.
+            other: of its intercepts, and of the centre's value.
+
+        Returns:
+            Of the shape of the node's value, [batch, *shape].
+        """
         low, high = ends
-        reach = torch.maximum(low.abs(), high.abs())
-        nothing = reach.new_zeros(())
+        if isinstance(operator, Smooth):
+            return _outside(operator, ends, lines)
         if isinstance(operator, ReLU):
-            fit = self.share(8) * (low.abs() + high.abs())
-            return torch.where(operator.linear_on(low, high), 0.0, fit), nothing
+            return torch.where(operator.linear_on(low, high), 0.0, self.share(8) * (low.abs() + high.abs()))
         if isinstance(operator, Maximum):
-            return self.share(4 * low.shape[-1]) * ((1 + slope) * (low.abs() + high.abs())).sum(-1), nothing
+            return self.share(4 * low.shape[-1]) * ((1 + slope) * (low.abs() + high.abs())).sum(-1)
         assert isinstance(operator, PiecewiseLinear)
-        steep, far = sum(map(abs, operator.slopes)), max(map(abs, operator.knots))
-        size = abs(operator.anchor) + steep * (reach + far) + far
-        count = 8 * (len(operator.slopes) + 1)
-        fit = self.share(count) * (size + slope * (reach + far) + other)
-        return fit, count * SINGLE * 1.01 * size + _FLUSHED if self.executed else nothing
+        count, size, far = _pieces(operator, ends)
+        return self.share(count) * (size + slope * far + other)
+
+    def _noise(self, operator: Operator, ends: Range) -> Tensor:
+        """How far the executed function can be off, of no axes or of the shape of the node's value."""
+        if not self.executed or isinstance(operator, ReLU | Maximum):
+            return ends[0].new_zeros(())
+        if isinstance(operator, Smooth):
+            size = torch.maximum(*map(operator.size, ends)) * (1 + self.share(8))
+            return LIBRARY * SINGLE * size + 4 * math.sqrt(_FLUSHED)
+        assert isinstance(operator, PiecewiseLinear)
+        count, size, _ = _pieces(operator, ends)
+        return count * SINGLE * 1.01 * size + _FLUSHED
 
     def interval(self, index: int, ends: Range) -> Range:
         """Enters a relaxed node of which only an interval is used; returns the interval of its value."""
         operator = self.graph.nodes[index].operator
-        low, high = operator.interval(*ends)  # type: ignore[union-attr]
-        zero = torch.zeros_like(ends[0])
-        fit, noise = self._inexact(operator, ends, zero, torch.zeros_like(low))
-        if not isinstance(operator, PiecewiseLinear) or isinstance(operator, ReLU):
-            fit = noise  # the images of the ends, exactly
-        low, high = low - fit - noise, high + fit + noise
+        low, high = _image(operator, ends)
+        room = self._noise(operator, ends)
+        if isinstance(operator, PiecewiseLinear) and not isinstance(operator, ReLU):
+            zero = torch.zeros_like(low)
+            room = room + self._fit(operator, ends, Lines(zero, low, zero, high), zero, zero)
+        low, high = low - room, high + room
         self.most.append(torch.maximum(low.abs(), high.abs()))
         self.charge.append(None)
         self._underflow(index)
@@ -268,6 +289,30 @@ class Ledger:
     def below(self, index: int, rows: Rows, lower: Tensor) -> Tensor:
         """Lower bounds of functionals of a node, [rows], from computed ones."""
         return lower - (self.price(index, rows) + self.share(8) * lower.abs())
+
+
+def _pieces(operator: PiecewiseLinear, ends: Range) -> tuple[int, Tensor, Tensor]:
+    """Operations of an evaluation, the magnitudes in them, and those of what is multiplied by a slope."""
+    reach = torch.maximum(ends[0].abs(), ends[1].abs())
+    steep, far = sum(map(abs, operator.slopes)), max(map(abs, operator.knots))
+    return 8 * (len(operator.slopes) + 1), abs(operator.anchor) + steep * (reach + far) + far, reach + far
+
+
+def _image(operator: Operator, ends: Range) -> Range:
+    """The range of a relaxed node's value: exactly where that is computed without rounding, else outside of it."""
+    if isinstance(operator, Smooth):
+        return operator.enclosure(*ends, torch.zeros_like(ends[0]))
+    assert isinstance(operator, Activation | Maximum)
+    return operator.interval(*ends)
+
+
+def _outside(operator: Smooth, ends: Range, lines: Lines) -> Tensor:
+    """How far a smooth function can be outside its lines; NaN where that is not known."""
+    least, most = operator.enclosure(*ends, lines.lower_slope)
+    if not lines.parallel:
+        _, most = operator.enclosure(*ends, lines.upper_slope)
+    assert lines.lower_intercept is not None
+    return torch.maximum(lines.lower_intercept - least, most - lines.upper_intercept).clamp(min=0)
 
 
 def magnitude_of_constant(operator: Affine, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:

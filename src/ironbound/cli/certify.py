@@ -35,14 +35,7 @@ def certify(
         float | None,
         typer.Option(help="Seconds that split or milp may take for an example.", rich_help_panel="Query"),
     ] = None,
-    arithmetic: Annotated[
-        str,
-        typer.Option(
-            help="What is proved: real, the network in real arithmetic; float32, every run of it in float32 "
-            "(docs/arithmetic.md).",
-            rich_help_panel="Query",
-        ),
-    ] = "real",
+    arithmetic: given.Arithmetic = "real",
     attack: Annotated[
         str | None,
         typer.Option(

@@ -56,6 +56,14 @@ Clip = Annotated[
     str | None,
     typer.Option(metavar="LOW,HIGH", help="Range that inputs cannot leave, such as 0,1.", rich_help_panel=_QUERY),
 ]
+Arithmetic = Annotated[
+    str,
+    typer.Option(
+        help="What is proved: real, the network in real arithmetic; float32, every run of it in float32 "
+        "(docs/arithmetic.md).",
+        rich_help_panel=_QUERY,
+    ),
+]
 AttackSteps = Annotated[int, typer.Option("--attack-steps", help="Steps of PGD.", min=1, rich_help_panel=_QUERY)]
 Restarts = Annotated[int, typer.Option("--restarts", help="Runs of PGD per example.", min=1, rich_help_panel=_QUERY)]
 Targeted = Annotated[bool, typer.Option("--targeted", help="PGD towards every class.", rich_help_panel=_QUERY)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from ironbound.cli import options as given
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ironbound.bounding import Arithmetic
     from ironbound.certified_radius import Radius
     from ironbound.cli.run import Output, Query, Source
     from ironbound.cli.session import Watch
@@ -35,6 +36,7 @@ def radius(
     tolerance: Annotated[
         float, typer.Option(help="Relative distance from the method's border.", rich_help_panel="Query")
     ] = 1e-4,
+    arithmetic: given.Arithmetic = "real",
     attack: Annotated[str, typer.Option(help="pgd, or none.", rich_help_panel="Query")] = "pgd",
     attack_steps: given.AttackSteps = 20,
     restarts: given.Restarts = 1,
@@ -71,7 +73,7 @@ def radius(
     from ironbound.cli.session import Watch, exit_codes
 
     source = Source(arch, weights, factory, data, data_dir, split, limit, range_, run_folder)
-    query = Query(None, norm, clip, (method,), attack, attack_steps, restarts, targeted, seed, detect)
+    query = Query(None, norm, clip, (method,), attack, attack_steps, restarts, targeted, seed, detect, None, arithmetic)
     output = Output(store, shard, None, False, json, quiet, threads, device)
     if folder(source) is None and data is None:
         raise typer.BadParameter("name the data (--data), or the folder of a run.")
@@ -122,6 +124,7 @@ def _found(source: Source, query: Query, output: Output, watch: Watch, tolerance
             store=output.store,
             shard=output.shard,
             progress=watch,
+            arithmetic=cast("Arithmetic", query.arithmetic),  # the function refuses other words
         )
     truth = opened.dataset.labels[opened.start : opened.stop]
     return with_origin(result, opened.source, opened.dataset, opened.start, opened.stop), truth
@@ -136,7 +139,7 @@ def _save(path: Path, result: Radius) -> None:
     arrays = {name: getattr(result, name).numpy() for name in names}
     try:
         with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays, arithmetic=result.arithmetic)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}.") from error
 

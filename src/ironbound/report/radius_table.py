@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ironbound.certified_radius import QUANTILES, Radius
-from ironbound.report.table import clip_words, data_words, seconds_line, settings_grid, show
+from ironbound.report.table import arithmetic_words, clip_words, data_words, seconds_line, settings_grid, show
 
 
 def print_radius(result: Radius, eps: Sequence[float] = (), console: Console | None = None) -> None:
@@ -38,7 +38,8 @@ def _head(result: Radius) -> list[tuple[str, str]]:
         ("network", network),
         ("region", f"largest ε ({settings['unit']}), norm {settings['norm']}, {clip_words(settings['clip'])}"),
         ("keeps", asked),
-        ("method", f"{settings['method']}, to {settings['tolerance']:g} of ε, checked in {result.arithmetic}"),
+        ("method", f"{settings['method']}, to {settings['tolerance']:g} of ε"),
+        ("proofs for", arithmetic_words(result.summary()["arithmetic"])),
         ("attack", _attack(settings["attack"])),
         ("versions", versions),
     ]

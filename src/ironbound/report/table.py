@@ -63,12 +63,13 @@ def describe(result: Certification) -> list[tuple[str, str]]:
         ("region", f"ε = {radius} ({settings['unit']}), norm {settings['norm']}, {clip_words(clip)}"),
         ("methods", ", ".join(settings["methods"]) or "none"),
         ("attack", _attack(attack)),
-        ("proofs for", _arithmetic(result.summary()["arithmetic"])),
+        ("proofs for", arithmetic_words(result.summary()["arithmetic"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
 
 
-def _arithmetic(count: Mapping[str, int]) -> str:
+def arithmetic_words(count: Mapping[str, int]) -> str:
+    """How many proofs hold for what."""
     return "; ".join(f"{name}: {found}" for name, found in count.items()) or "nothing is certified"
 
 
