@@ -23,7 +23,7 @@ import ironbound as ib
 from ironbound.semidefinite.pairwise import sdp
 
 SIZES = [(10, 100), (10, 500), (10, 1000), (10, 2000), (100, 100)]
-LARGE = [(100, 500), (100, 2000)]
+LARGE = [(100, 500), (100, 1000), (100, 2000)]
 GAP = 2e-3
 
 
