@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import ironbound as ib
 from cases import CASES, Case
 from ironbound.attacks import pgd
+from ironbound.certificate.network_file import network_arrays
 from ironbound.errors import InputError, UnsupportedOperatorError
-from ironbound.guarding import bounds
+from ironbound.guarding import bounds, exporting
 from ironbound.regions import ball
 
 ort = pytest.importorskip("onnxruntime")
@@ -226,3 +227,19 @@ def test_nothing_is_claimed_beyond_all_scales(tmp_path: Path) -> None:
     for scales in ((1e160, 1e-160, 1.0), (1e150, 1e100, 1e-240)):
         program = program_of(mlp([4, 6, 6, 3], list(scales), 0), 0.0, tmp_path / "guard.onnx")
         assert not (program.run(["margin"], {"x": x})[0] > 0).any()
+
+
+def test_every_sum_of_the_program_counts_as_roundings() -> None:
+    """Kernels of two layers may be longer together than any one layer: their pixels meet in one sum."""
+    model = nn.Sequential(
+        nn.Conv2d(6, 1, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(1, 1, 5, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 2),
+    ).eval()
+    arrays = network_arrays(model, torch.zeros(1, 6, 6, 6))
+    _, read = exporting._network(arrays)  # pyright: ignore[reportPrivateUsage]
+    longest = 5 * 5 * (6 * 5 * 5)
+    assert read.roundings() > longest + sum(node.size for node in read.nodes)

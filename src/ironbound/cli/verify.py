@@ -154,18 +154,21 @@ class _Answer:
     def _print(self, verdict: Verdict | None) -> None:
         sys.stdout.write(_json(verdict) if self._json else _text(verdict))
         sys.stdout.flush()
-        if self._kept is not None and verdict is not None and verdict.word == "unsat":
+        if self._kept is not None:
             sys.stderr.write(_note(verdict))
             sys.stderr.flush()
 
 
-def _note(verdict: Verdict) -> str:
-    """What has become of the certificates of a proved property."""
+def _note(verdict: Verdict | None) -> str:
+    """What has become of the certificates of a proved property; nothing for other verdicts."""
     from ironbound.claims import PROVED
+    from ironbound.verdicts import Proved
 
-    if verdict.arithmetic == PROVED["real"]:  # type: ignore[union-attr]
+    if not isinstance(verdict, Proved):
+        return ""
+    if verdict.arithmetic == PROVED["real"]:
         return "ironbound: certificates of all clauses are written; `ironbound check` proves them again.\n"
-    found = len(verdict.certificates)  # type: ignore[union-attr]
+    found = len(verdict.certificates)
     return f"ironbound: no certificates of all clauses were found in the time; written: {found}.\n"
 
 

@@ -38,9 +38,13 @@ class Network:
 
     def roundings(self) -> int:
         """K: no number is rounded more often on any path."""
-        return sum(layer.count + 16 if layer is not None else 16 for layer in self.layers) + sum(
-            node.size for node in self.nodes
-        )
+        # one sum over all pixels of an upper kernel and all elements of the input that a lower one reads (`_by_pixels`)
+        upper = [layer.taps for layer in self.layers if isinstance(layer, Convolution)]
+        pairs = zip(self.nodes, self.layers, strict=True)
+        lower = [len(layer.kernel) for node, layer in pairs if isinstance(layer, Convolution) and node.inputs == [0]]
+        pixels = max(upper, default=0) * max(lower, default=0)
+        layers = sum(layer.count + 16 if layer is not None else 16 for layer in self.layers)
+        return pixels + layers + sum(node.size for node in self.nodes)
 
     def slack(self) -> float:
         """Share of `most` that covers the rounding of a bound: twice gamma_K for K roundings on any path."""
