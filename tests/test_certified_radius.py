@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from ironbound.errors import (
     StoreMismatchError,
     UnsupportedOperatorError,
 )
+from ironbound.network import Network
 from ironbound.radius_search import MOST, Search
 from ironbound.regions import ball
 from laws.exact import exact_minimum
@@ -254,7 +256,7 @@ def test_rounding_that_is_larger_shrinks_the_radius(monkeypatch: pytest.MonkeyPa
     assert bool((radius(model.float(), x, attack=None).certified == 0).all())
 
 
-def test_the_radius_is_never_beyond_the_exact_one_of_a_network_that_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_radius_is_never_beyond_the_exact_one_of_a_network_that_cancels() -> None:
     """A linear network in fractions: products of 1e8 cancel to 1e-5, and what they round is more than the guard."""
     generator = torch.Generator().manual_seed(4)
     weight = 1e8 * torch.randn(6, generator=generator, dtype=torch.float64)
@@ -269,40 +271,46 @@ def test_the_radius_is_never_beyond_the_exact_one_of_a_network_that_cancels(monk
     exact = [(sum(rational(weight) * rational(point)) + bias) / size for point in x]
     labels = torch.zeros(40, dtype=torch.int64)
 
-    def beyond() -> int:
-        found = radius(model, x, labels=labels, attack=None, tolerance=1e-6)
+    def beyond(arithmetic: Literal["real"] | None) -> int:
+        found = radius(model, x, labels=labels, attack=None, tolerance=1e-6, arithmetic=arithmetic)
         assert int((found.certified > 0).sum()) > 30
         return sum(
             Fraction(value) > max(limit, 0) for value, limit in zip(found.certified.tolist(), exact, strict=True)
         )
 
-    assert beyond() == 0
-    monkeypatch.setattr(module, "proving", lambda *arguments: None)
-    assert beyond() > 0
+    assert beyond("real") == 0
+    assert beyond(None) > 0
 
 
-def test_what_is_no_proof_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_no_proof_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, x = _network("mlp")
     x = x[:4]
-    for method, said in (("alpha:2", "float64, not outward rounded"), ("milp", "solver tolerances")):
-        assert set(radius(model, x, "linf", method, attack=None).arithmetic.tolist()) <= {said, ""}
-    assert set(radius(capture(model, x), x, attack=None).arithmetic.tolist()) == {"float32, not outward rounded"}
-    honest, x = module.margins, _network("mlp")[1]
+    with pytest.raises(InputError, match="arithmetic=None"):
+        radius(model, x, "linf", "milp", attack=None)
+    said = radius(model, x, "linf", "milp", attack=None, arithmetic=None).arithmetic
+    assert set(said.tolist()) <= {"solver tolerances", ""}
+    said = radius(model, x, attack=None, arithmetic=None).arithmetic
+    assert set(said.tolist()) == {"float64, not outward rounded"}
+    for proving in ("alpha:2", "dual"):
+        assert set(radius(model, x, "linf", proving, attack=None).arithmetic.tolist()) <= {"real arithmetic", ""}
+    of_graph = radius(capture(model, x), x, attack=None)
+    assert set(of_graph.arithmetic.tolist()) == {"real arithmetic"}
+    assert torch.equal(of_graph.certified, radius(model, x, attack=None).certified)
+    path = tmp_path / "radii.sqlite"
+    radius(model, x, attack=None, store=path)
+    with pytest.raises(StoreMismatchError, match="arithmetic"):
+        radius(model, x, attack=None, store=path, arithmetic="float32")
+    honest = module.margins
 
     def unknown(graph, region, *arguments, arithmetic=None, **options) -> Tensor:
-        if arithmetic is not None and bool((region.center == x[5]).flatten(1).all(1).any()):
+        if arithmetic is not None:
             raise UnsupportedOperatorError("its rounding has no bound")
         return honest(graph, region, *arguments, arithmetic=arithmetic, **options)
 
     monkeypatch.setattr(module, "margins", unknown)
-    path = tmp_path / "radii.sqlite"
-    for _ in range(2):  # the second time from the store
-        said = radius(model, x, attack=None, shard=4, store=path).arithmetic.tolist()
-        assert said == ["real arithmetic"] * 4 + ["float64, not outward rounded"] * 4 + ["real arithmetic"] * 4
-    with pytest.raises(StoreMismatchError, match="arithmetic"):
-        radius(model, x, attack=None, shard=4, store=path, arithmetic="float32")
-    with pytest.raises(UnsupportedOperatorError):
-        radius(model, x, attack=None, arithmetic="float32")
+    for wanted in ("real", "float32"):
+        with pytest.raises(UnsupportedOperatorError):
+            radius(model, x, attack=None, arithmetic=wanted)  # type: ignore[arg-type]
 
 
 def test_a_store_of_radii_that_were_no_proofs_is_refused(tmp_path: Path) -> None:
@@ -352,7 +360,7 @@ def test_a_contradiction_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         radius(model, x, attack=AttackOptions(steps=10))
 
 
-def test_constant_answers_and_wrong_arguments() -> None:
+def test_constant_answers_and_wrong_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(3, 2).eval()
     with torch.no_grad():
         model.weight.zero_()
@@ -370,9 +378,12 @@ def test_constant_answers_and_wrong_arguments() -> None:
         radius(model, x, norm="l3")
     with pytest.raises(InputError):
         radius(model, x, tolerance=0.0)
-    with pytest.raises(InputError, match="alpha"):
-        radius(model, x, method="alpha", arithmetic="float32")
+    with pytest.raises(InputError, match="split"):
+        radius(model, x, method="split", arithmetic="float32")
     with pytest.raises(InputError, match="exact"):
         radius(model, x, arithmetic="exact")  # type: ignore[arg-type]
+    monkeypatch.setattr(Network, "double", None)  # a network that is tied to float32
     with pytest.raises(InputError, match="float32"):
-        radius(capture(model, x), x, arithmetic="float32")
+        radius(model, x, arithmetic="float32")
+    with pytest.raises(InputError, match="arithmetic=None"):
+        radius(model, x)

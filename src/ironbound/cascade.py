@@ -53,14 +53,15 @@ class Cascade:
         attack: None for no attack.
         memory: bytes that a method may take, see `ironbound.margins`.
         budget: seconds that a search may take for an example, or None for no limit.
-        arithmetic: what a method must prove its margins for: "real", or "float32": every run of the network in float32.
+        arithmetic: what an example must be proved for: "real", or "float32": every run of the network in float32; None:
+            margins as computed will do, above a guard.
     """
 
     methods: tuple[str, ...]
     attack: AttackOptions | None = None
     memory: int | None = None
     budget: float | None = None
-    arithmetic: Arithmetic = "real"
+    arithmetic: Arithmetic | None = "real"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,8 @@ class ShardResult:
     Attributes:
         status: one of `STATUSES` per example.
         method: the stage that closed the example: the method that proved its last class, the attack, or "".
-        arithmetic: one of `CLAIMS` per certified example, the weakest that one of its classes needed; else "".
+        arithmetic: one of `CLAIMS` per example with all margins above 0 or their guard, the weakest that one of its
+            classes needed; else "". Such an example is unknown where that is no proof and a proof was asked for.
         labels, predictions: int64 [n].
         margins: float64 [n, classes], the best lower bound of logit[label] - logit[k]; NaN where none was computed.
         adversarial: the input that changes the answer, [*shape], by the example's position in the shard.
@@ -96,10 +98,11 @@ def certify_shard(
     """Decides each example of a shard; a pure function of its arguments.
 
     An example is certified when every class but its own has a positive margin. Methods whose rounding has a bound
-    (`ironbound.bounding.ROUNDED`, and the semidefinite ones) compute margins in float64 that are proofs for
+    (`ironbound.bounding.METHODS`, and the semidefinite ones) compute margins in float64 that are proofs for
     `cascade.arithmetic` (docs/arithmetic.md). Other methods, networks without a float64 copy, and operators without a
     bound of their rounding need a margin above a guard, which is experience: in float32 1e-4 (1 + max |logit|); margins
-    nearer to 0 are computed again in float64, where it is 1e-9 (1 + max |logit|). The result says which it was.
+    nearer to 0 are computed again in float64, where it is 1e-9 (1 + max |logit|). Those are proved again by the checker
+    of certificates; where it does not succeed the example is unknown, unless `cascade.arithmetic` is None.
 
     Every margin is compared with the network's own outputs at the center and at attacked points; a bound above
     what the network does there is a contradiction.
@@ -145,7 +148,7 @@ class _State:
     region: Region
     given: Tensor | None
     first: int
-    wanted: Arithmetic = "real"
+    wanted: Arithmetic | None = "real"
     seconds: dict[str, float] = field(default_factory=lambda: {"prediction": 0.0, "bounds": 0.0, "attack": 0.0})
 
     def __post_init__(self) -> None:
@@ -209,7 +212,7 @@ class _State:
             targets = ~self.proved[index]
             found = self._outward(index, method, targets, memory)
             if found is not None:
-                claim = torch.full_like(self.claim[index], CLAIMS.index(PROVED[self.wanted]))
+                claim = torch.full_like(self.claim[index], CLAIMS.index(PROVED[self.wanted or "real"]))
                 above = found > 0
             else:
                 found, above, claim = self._guarded(index, method, targets, memory)
@@ -237,7 +240,7 @@ class _State:
                 wanted = targets & ~(found > 0)
                 found = torch.fmax(found, self._proofs(network, index, method, wanted, memory))
         except UnsupportedOperatorError:
-            if self.wanted != "real":
+            if self.wanted == "float32":
                 raise
             return None
         return found
@@ -328,23 +331,26 @@ class _State:
         """The weakest claim of each example's classes, as a place in `CLAIMS`."""
         return self.claim.scatter(1, self.labels[:, None], 0).amax(1)
 
+    def _suffices(self, claim: str) -> bool:
+        """Whether an example with this claim, "" for none, is certified."""
+        return claim != "" if self.wanted is None else claim in PROVED.values()
+
     def result(self) -> ShardResult:
         """The decisions, on the CPU."""
-        certified = self.correct & self.proved.all(1)
-        status = ["certified" if proved else "unknown" for proved in certified.tolist()]
-        claim = self._claims().tolist()
+        closed = (self.correct & self.proved.all(1)).tolist()
+        claim = [CLAIMS[place] if done else "" for place, done in zip(self._claims().tolist(), closed, strict=True)]
+        status = ["certified" if self._suffices(words) else "unknown" for words in claim]
         for example in (~self.correct).nonzero()[:, 0].tolist():
             status[example] = "misclassified"
         for example in self.adversarial:
-            if status[example] != "unknown":
-                raise SoundnessError(
-                    f"example {self.first + example} is {status[example]} and falsified; please report it."
-                )
+            if closed[example]:
+                raise SoundnessError(f"example {self.first + example} is proved and falsified; please report it.")
             status[example] = "falsified"
+        decided = [name if at != "unknown" else "" for name, at in zip(self.method, status, strict=True)]
         return ShardResult(
             status=tuple(status),
-            method=tuple(self.method),
-            arithmetic=tuple(CLAIMS[at] if name == "certified" else "" for at, name in zip(claim, status, strict=True)),
+            method=tuple(decided),
+            arithmetic=tuple(claim),
             labels=self.labels.cpu(),
             predictions=self.predictions.cpu(),
             margins=self.margins.cpu(),

@@ -38,17 +38,18 @@ Progress = Callable[[int, int, Mapping[str, int]], None]
 class Certification:
     """What is proved of each example, what is refuted, and under which settings.
 
-    A margin that ends in "certified" has the rounding of its own computation bounded and subtracted, or `arithmetic`
-    says that it has not (docs/arithmetic.md).
+    A margin that ends in "certified" has the rounding of its own computation bounded and subtracted, or was proved
+    again so, unless `certify` was called with `arithmetic=None` (docs/arithmetic.md).
 
     Attributes:
         status: "misclassified", "falsified", "certified" or "unknown", [n].
         margins: float64 [n, classes]: lower bounds over the region of logit[label] - logit[k], the best of the methods;
             0 at the label, NaN where no method was run.
         method: the method that proved the last class, or the attack that falsified, or "", [n].
-        arithmetic: what the proof of a certified example holds for: "real arithmetic", or "as executed in float32";
-            "float64, not outward rounded" (or float32) where a margin is only above a guard; "solver tolerances" where
-            "milp" decided a class. "" for the others, [n].
+        arithmetic: what the proof of a certified example holds for: "real arithmetic", or "as executed in float32". Of
+            an unknown example, and with `arithmetic=None` of a certified one: "float64, not outward rounded" (or
+            float32) where its margins are above a guard but one is no proof; "solver tolerances" where "milp" decided a
+            class. "" for the others, [n].
         adversarial: by the number of a falsified example the input [*shape] that changes the answer.
         predictions, labels: int64 [n]; without given labels, the predictions are the labels.
         settings: the query in full: ε and its unit, norm, clipping, methods, attack, versions, hashes of network and
@@ -88,7 +89,8 @@ class Certification:
             With labels: "clean_error"; "attack_error", a lower bound of the robust error (None without an attack);
             "certified_error_bound", an upper bound of it. For detection: "certified", the inputs that cannot be
             adversarial, and "flagged", the others. Each is a dict of count, fraction, low and high. Also the number of
-            examples by "status", and of proofs by "method" and by "arithmetic".
+            examples by "status", of proofs by "method" and by "arithmetic", and by its words the number of unknown
+            examples whose margins are above a guard and no proofs ("unproved").
         """
         report = self._rates(np.ones(len(self), dtype=bool))
         if per_class:
@@ -115,6 +117,7 @@ class Certification:
             "status": count,
             "method": dict(Counter(method[status == "certified"].tolist())),
             "arithmetic": dict(Counter(arithmetic[status == "certified"].tolist())),
+            "unproved": dict(Counter(arithmetic[(status == "unknown") & (arithmetic != "")].tolist())),
         }
 
     def to_dict(self, per_class: bool = False) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def certify(
     progress: Progress | None = None,
     memory: int | None = None,
     budget: float | None = None,
-    arithmetic: Arithmetic = "real",
+    arithmetic: Arithmetic | None = "real",
     certificates: str | os.PathLike[str] | None = None,
 ) -> Certification:
     """Decides for each input whether anything within ε of it changes the network's answer.
@@ -206,7 +209,8 @@ def certify(
         budget: seconds that "split" or "milp" may take for an example; None: until it is decided.
         arithmetic: what is to be proved. "real": the network in real arithmetic. "float32": every run of it in float32,
             whatever the order of its sums (no TF32, no Winograd or Fourier convolutions), which takes methods from
-            `ironbound.bounding.ROUNDED` and operators whose rounding has a bound.
+            `ironbound.bounding.METHODS` and operators whose rounding has a bound. None: no proof is asked for; margins
+            as computed certify where they are above a guard, as they do in other tools.
         certificates: folder for certificates of what is certified, see `ironbound.write_certificates`; they are written
             after the last shard, and the same call goes on there, too.
 

@@ -21,7 +21,7 @@ from ironbound.bounding.api import margins, prepared
 from ironbound.cascade import COARSE, FINE, AttackOptions, Network
 from ironbound.claims import PROVED, check_arithmetic, proving, rounding_of, unproved
 from ironbound.classifier import described, labels_of, open_classifier
-from ironbound.errors import InputError, SoundnessError, UnsupportedOperatorError
+from ironbound.errors import InputError, SoundnessError
 from ironbound.graph import Graph
 from ironbound.radius_attack import nearest_adversarial
 from ironbound.radius_search import LARGEST, Search
@@ -51,7 +51,8 @@ class Radius:
     """How far each example is certified, and how far an attack has to go; ε is in the units of the data.
 
     Attributes:
-        certified: a proof: no input within this distance changes the answer; 0 for misclassified examples, float64 [n].
+        certified: a proof, unless `arithmetic` says otherwise: no input within this distance changes the answer; 0 for
+            misclassified examples, float64 [n].
         attacked: the distance of a point that changes the answer as the network was run on it; 0 for misclassified
             examples, infinite where no attack found one, float64 [n]. The true radius lies between the two.
         adversarial: those points, [n, *shape]; the example itself where there is none.
@@ -144,7 +145,7 @@ class _Query:
     tolerance: float
     attack: AttackOptions | None
     memory: int | None
-    arithmetic: Arithmetic
+    arithmetic: Arithmetic | None
 
 
 def radius(
@@ -161,14 +162,14 @@ def radius(
     shard: int = 256,
     progress: Progress | None = None,
     memory: int | None = None,
-    arithmetic: Arithmetic = "real",
+    arithmetic: Arithmetic | None = "real",
 ) -> Radius:
     """The largest certified ε of each example, by a safeguarded Newton method on its worst margin.
 
     A few examples of each shard are solved first; from them the others learn where to begin, which is why another
     shard length may change a radius, within the tolerance. The margins at exactly the ε that is returned are computed
-    in float64 and are proofs, as those of `ironbound.certify`: their rounding is subtracted (docs/arithmetic.md).
-    Where there is no such bound they are above a guard instead, and the result says so.
+    in float64 and are proofs, as those of `ironbound.certify`: their rounding is subtracted (docs/arithmetic.md). With
+    `arithmetic=None` they are above a guard instead, and the result says so.
 
     Source: Wong & Kolter (2018), ICML, equation (17) and section 4.2.
 
@@ -187,7 +188,8 @@ def radius(
         shard: number of examples solved at a time, and written at a time.
         progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
-        arithmetic: what is proved at the radius, "real" or "float32", see `ironbound.certify`.
+        arithmetic: what is proved at the radius, "real" or "float32", or None for "lp", "milp" and "split", whose
+            rounding has no bound; see `ironbound.certify`.
 
     Returns:
         The radii.
@@ -195,7 +197,7 @@ def radius(
     Raises:
         InputError: an argument does not fit.
         LabelError: labels do not fit.
-        CaptureError: the network cannot be captured, or for "float32" has no bound of its rounding.
+        CaptureError: the network cannot be captured, or has no bound of its rounding.
         StoreError: the store cannot be used; the finished shards stay in it.
         SoundnessError: a certificate and a run of the network contradict each other.
     """
@@ -205,6 +207,11 @@ def radius(
     network = open_classifier(model, region)
     device = network.example.device
     prepared(network.graph, region[:1].to(device), method)
+    if arithmetic is not None and proving(network, method, arithmetic) is None:
+        raise InputError(
+            f"radii by {method!r} of this network have no bound of their rounding: they are no proofs. "
+            "Choose another method, or ask for none with arithmetic=None (--arithmetic none)."
+        )
     given = labels_of(network, region, labels)
     settings: dict[str, Any] = {"method": method, "tolerance": tolerance, "arithmetic": arithmetic}
     settings |= described(network, region, given, attack, shard)
@@ -268,7 +275,7 @@ def _layout(x: Tensor) -> Layout[Radius]:
             seconds=seconds,
         )
 
-    return Layout("ironbound-radius-store/2", _COLUMNS, rows, result)
+    return Layout("ironbound-radius-store/3", _COLUMNS, rows, result)
 
 
 @torch.no_grad()
@@ -330,7 +337,7 @@ class _Margin:
     def claim(self) -> str:
         """What the final values above 0 hold for: the weakest of them, if they are of several kinds."""
         if self.exact is not None:
-            return PROVED[self.query.arithmetic]
+            return PROVED[self.query.arithmetic or "real"]
         return unproved(self.query.method, self.finest.example.dtype)
 
     def at(self, chosen: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor]:
@@ -339,12 +346,7 @@ class _Margin:
         def evaluate(index: Tensor, eps: Tensor, final: bool) -> Tensor:
             index = chosen[index]
             if final and self.exact is not None:
-                try:
-                    return self._least(self.exact, index, eps, rounding_of(self.query.method, self.query.arithmetic))
-                except UnsupportedOperatorError:
-                    if self.query.arithmetic != "real":
-                        raise
-                    self.exact = None  # an operator's rounding has no bound
+                return self._least(self.exact, index, eps, rounding_of(self.query.method, self.query.arithmetic))
             return self._least(self.finest if final else self.network, index, eps, None) - self.guard[index]
 
         return evaluate

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from ironbound.bounding import ROUNDED, Arithmetic
+from ironbound.bounding import METHODS, Arithmetic, bounds_rounding
 from ironbound.errors import InputError
 from ironbound.regions import Box, L1Ball, L2Ball, LinfBall, Region
 
@@ -21,36 +21,38 @@ TOLERANCES = "solver tolerances"
 CLAIMS = (*PROVED.values(), *UNROUNDED.values(), TOLERANCES)  # an example has the last that one of its classes has
 
 
-def check_arithmetic(wanted: str, methods: Iterable[str], region: Region) -> None:
+def check_arithmetic(wanted: str | None, methods: Iterable[str], region: Region) -> None:
     """Refuses what could prove nothing about the network as executed in float32.
 
     Args:
-        wanted: an arithmetic, as the user named it.
+        wanted: an arithmetic, as the user named it, or None.
         methods: the methods asked for.
         region: the inputs.
 
     Raises:
         InputError: it is not known, or inputs or methods do not bear it.
     """
-    if wanted not in get_args(Arithmetic):
-        raise InputError(f"arithmetic {wanted!r} is not known; choose one of {', '.join(get_args(Arithmetic))}.")
+    if wanted is not None and wanted not in get_args(Arithmetic):
+        known = ", ".join(get_args(Arithmetic))
+        raise InputError(f"arithmetic {wanted!r} is not known; choose one of {known}, or None (none).")
     if wanted != "float32":
         return
     if region.dtype != torch.float32:
         raise InputError(f"the network as executed in float32 reads float32 inputs, not {region.dtype}.")
     for method in methods:
-        if method not in ROUNDED:
-            known = ", ".join(sorted(ROUNDED))
-            raise InputError(f"method {method!r} proves nothing about runs in float32; choose from {known}.")
+        if not bounds_rounding(method):
+            raise InputError(
+                f"method {method!r} proves nothing about runs in float32; choose from {', '.join(METHODS)}."
+            )
 
 
-def proving(network: Network, method: str, wanted: Arithmetic) -> Network | None:
+def proving(network: Network, method: str, wanted: Arithmetic | None) -> Network | None:
     """The network in float64, in which a method's margins are proofs; None where they are none.
 
     Args:
         network: the classifier.
         method: its name.
-        wanted: what its margins shall be proofs for.
+        wanted: what its margins shall be proofs for; None: they may stay as computed.
 
     Returns:
         The network itself, its float64 copy, or None.
@@ -58,13 +60,15 @@ def proving(network: Network, method: str, wanted: Arithmetic) -> Network | None
     Raises:
         InputError: there is no float64 copy, and only that could prove what is wanted.
     """
+    if method not in RIGOROUS and (wanted is None or not bounds_rounding(method)):
+        return None
     exact = network if network.example.dtype == torch.float64 else network.double
-    if exact is None and wanted != "real":
+    if exact is None and wanted == "float32":
         raise InputError("proofs about float32 runs need the network as a module that .double() can convert.")
-    return exact if method in ROUNDED | RIGOROUS else None
+    return exact
 
 
-def rounding_of(method: str, wanted: Arithmetic) -> Arithmetic | None:
+def rounding_of(method: str, wanted: Arithmetic | None) -> Arithmetic | None:
     """The `arithmetic` to ask a method of `proving` for: none where it pays for its rounding unasked."""
     return None if method in RIGOROUS else wanted
 

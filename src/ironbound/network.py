@@ -41,12 +41,14 @@ class Network:
 
     @cached_property
     def double(self) -> Network | None:
-        """The same network in float64; None for a graph, and for a module that is tied to float32."""
-        if not isinstance(self.model, nn.Module):
-            return None
+        """The same network in float64; None for one that is tied to float32."""
         try:
-            double = Network(copy.deepcopy(self.model).double(), self.example.double())
-            _ = double.graph
+            model = (
+                _graph_in_double(self.model) if isinstance(self.model, Graph) else copy.deepcopy(self.model).double()
+            )
+            double = Network(model, self.example.double())
+            if any(tensor.dtype == torch.float32 for tensor in double.graph.parameters() if tensor.dim()):
+                return None
         except (IronboundError, RuntimeError, TypeError):
             return None
         return double
@@ -85,3 +87,9 @@ class Network:
     def logits(self, points: Tensor) -> Tensor:
         """Runs the network on [batch, *shape]; returns [batch, classes]."""
         return self.model(points)
+
+
+def _graph_in_double(graph: Graph) -> Graph:
+    """A copy of a graph with its tensors in float64; those that an operator makes anew each time stay as they are."""
+    singles = {id(tensor): tensor for tensor in graph.parameters() if tensor.dtype == torch.float32}
+    return copy.deepcopy(graph, {place: tensor.detach().double() for place, tensor in singles.items()})

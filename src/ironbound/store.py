@@ -88,7 +88,7 @@ def _certified(start: int, columns: Sequence[tuple[Any, ...]], seconds: dict[str
 
 
 CERTIFICATION = Layout(
-    "ironbound-store/1",
+    "ironbound-store/2",
     {
         "label": "INTEGER NOT NULL",
         "prediction": "INTEGER NOT NULL",

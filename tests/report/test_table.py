@@ -33,7 +33,9 @@ def make_certification(**settings: object) -> Certification:
         status=np.array(status),
         margins=torch.ones(20, 2, dtype=torch.float64),
         method=np.array([""] * 2 + ["pgd"] * 3 + ["interval"] * 4 + ["dual"] * 10 + [""]),
-        arithmetic=np.array([""] * 5 + ["real arithmetic"] * 13 + ["float64, not outward rounded"] + [""]),
+        arithmetic=np.array(
+            [""] * 5 + ["real arithmetic"] * 13 + ["as executed in float32"] + ["float64, not outward rounded"]
+        ),
         adversarial={2: torch.zeros(1), 3: torch.zeros(1), 4: torch.zeros(1)},
         predictions=labels,
         labels=labels,
@@ -68,7 +70,8 @@ def test_the_head_names_the_query() -> None:
     assert lines["region"] == "ε = 0.1 (pixels in [0, 1]), norm linf, not clipped"
     assert lines["methods"] == "interval, dual"
     assert lines["attack"] == "FGSM, then PGD (targeted, 40 steps, runs per example: 2, seed 5)"
-    assert lines["proofs for"] == "real arithmetic: 13; float64, not outward rounded: 1"
+    assert lines["proofs for"] == "real arithmetic: 13; as executed in float32: 1"
+    assert lines["above a guard only"].startswith("float64, not outward rounded: 1 (unknown;")
     assert lines["versions"] == "ironbound 0.1.0, torch 2.9.1, python 3.12.1"
     assert "abababababab" in lines["network"]
     assert lines["data"] == "20 examples (sha256 cdcdcdcdcdcd…)"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ironbound.bounding.alpha_dual import Ascent, Network, maximised, network, value_of
 from ironbound.bounding.alpha_local import local, reached
+from ironbound.bounding.alpha_proof import Proof
 from ironbound.bounding.alpha_rows import (
     Functionals,
     OpenLayer,
@@ -32,8 +33,9 @@ from ironbound.bounding.alpha_rows import (
 )
 from ironbound.bounding.backward import Range
 from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.interval import interval_bounds
 from ironbound.bounding.memory import DEFAULT_BUDGET, chunk_length
+from ironbound.bounding.rounded_intervals import intervals_for
+from ironbound.bounding.rounding import Arithmetic, Ledger
 from ironbound.bounding.spread import row_bytes
 from ironbound.errors import MemoryLimitError
 from ironbound.graph import Graph
@@ -56,6 +58,7 @@ class AlphaState:
         opened: the relaxed nodes.
         maps: functionals of their open neurons.
         layers: bounds (lower, upper) of the value that each relaxed node reads.
+        proof: what proves the bounds, where their rounding shall be paid for; else they are as computed.
     """
 
     graph: Graph
@@ -65,6 +68,7 @@ class AlphaState:
     opened: dict[int, OpenLayer]
     maps: dict[int, Functionals]
     layers: dict[int, Range]
+    proof: Proof | None = None
 
     def between(self) -> Network:
         """The network between the open neurons found so far."""
@@ -72,7 +76,12 @@ class AlphaState:
 
 
 def alpha_state(
-    graph: Graph, region: Region, known: list[dict[int, Range]], ascent: Ascent | None, budget: int | None
+    graph: Graph,
+    region: Region,
+    known: list[dict[int, Range]],
+    ascent: Ascent | None,
+    budget: int | None,
+    arithmetic: Arithmetic | None = None,
 ) -> AlphaState:
     """Relaxations of every node, bottom up, with optimised bounds.
 
@@ -85,15 +94,20 @@ def alpha_state(
             worth an ascent, all are met with each other and with intervals.
         ascent: how slopes are chosen for the neurons' bounds; None: the known bounds are kept as they are.
         budget: bytes for the rows of one chunk.
+        arithmetic: what the bounds are proofs for, as the known ones are; None: they are as computed.
 
     Returns:
         The network, ready to bound functionals of its output.
     """
-    intervals = interval_bounds(graph, region)
-    state = AlphaState(graph, region, ascent or Ascent(0), budget, {}, {}, {})
-    for index, node in enumerate(graph.nodes):
+    intervals, _ = intervals_for(graph, region, arithmetic)
+    ledger = Ledger.of(graph, region, arithmetic)
+    proof = None if ledger is None else Proof(graph, region, ledger, budget)
+    state = AlphaState(graph, region, ascent or Ascent(0), budget, {}, {}, {}, proof)
+    for index, node in enumerate(graph.nodes[1:], start=1):
         operator = node.operator
-        if isinstance(operator, Affine) or index == 0:
+        if isinstance(operator, Affine):
+            if ledger is not None:
+                ledger.affine(index)
             continue
         source = node.inputs[0]
         low, high = intervals[source].ends()
@@ -107,6 +121,8 @@ def alpha_state(
             assert isinstance(operator, Activation)
             (low, high), functionals = _activation(state, index, operator, (low, high), ascent is not None)
         state.layers[index] = (low, high)
+        if proof is not None:
+            proof.enter(index, state.opened[index], (low, high))
         if len(functionals):
             state.maps[index] = functionals
     return state
@@ -129,7 +145,10 @@ def _activation(
 
     functionals = _functionals(state, source, len(position), unit)
     if optimise and len(position) and state.maps:
-        below, above = _both(state, functionals)
+        values, slopes = optimised(state, functionals, both=True)
+        below, above = _sides_of(values)
+        if state.proof is not None:
+            below, above = state.proof.neurons(source, position, _by_node(state, slopes))
         low, high = (end.flatten() for end in ends)
         low = low.index_put((position,), torch.maximum(low[position], below)).reshape(ends[0].shape)
         high = high.index_put((position,), torch.minimum(high[position], above)).reshape(ends[1].shape)
@@ -158,10 +177,27 @@ def _functionals(state: AlphaState, target: int, count: int, unit: Callable[[sli
     return joined_rows(pieces)
 
 
-def _both(state: AlphaState, rows: Functionals) -> Range:
-    """Lower and upper bounds of rows."""
-    values, _ = optimised(state, rows, both=True)
-    return values[: len(rows)], -values[len(rows) :]
+def _sides_of(values: Tensor) -> Range:
+    """Lower and upper bounds of rows, from lower bounds of the rows and then of their negatives."""
+    below, minus_above = values.chunk(2)
+    return below, -minus_above
+
+
+def _by_node(state: AlphaState, slopes: list[Tensor]) -> dict[int, Tensor]:
+    """The slopes of each level by its relaxed node."""
+    return dict(zip(sorted(state.maps), slopes, strict=True))
+
+
+def _bounded(
+    state: AlphaState, rows: DenseRows, enough: Tensor | None = None, both: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """`optimised` for functionals of the output; proofs where the state has to prove."""
+    values, slopes = optimised(state, output_rows(state, rows), enough, both)
+    if state.proof is not None:
+        if both:
+            rows = DenseRows(torch.cat([rows.coefficients, -rows.coefficients]), rows.example.repeat(2))
+        values = state.proof.outputs(rows, _by_node(state, slopes))
+    return values, slopes
 
 
 def optimised(
@@ -257,6 +293,7 @@ class Optimised:
         starts: the answers of other methods, and their bounds of what every relaxed node reads.
         ascent: how slopes are chosen.
         budget: bytes for the rows of one chunk.
+        arithmetic: what the bounds are proofs for, as those of the other methods are; None: they are as computed.
     """
 
     def __init__(
@@ -266,8 +303,10 @@ class Optimised:
         starts: list[tuple[Answer, dict[int, Range]]],
         ascent: Ascent,
         budget: int | None,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
         self.graph, self.region, self.ascent, self.budget = graph, region, ascent, budget
+        self.arithmetic: Arithmetic | None = arithmetic
         self.answers = [answer for answer, _ in starts]
         self.known = [layers for _, layers in starts]
         self._layers: dict[int, Range] | None = None
@@ -292,7 +331,7 @@ class Optimised:
             layers.append(state.layers)
             index, part = _rows_of(rows, present)
             if len(index):
-                below, above = _both(state, output_rows(state, part))
+                below, above = _sides_of(_bounded(state, part, both=True)[0])
                 lower = lower.index_put((index,), torch.maximum(lower[index], below))
                 upper = upper.index_put((index,), torch.minimum(upper[index], above))
         self._layers = _joined_layers(layers)
@@ -309,7 +348,7 @@ class Optimised:
             for present, state in self._states(torch.unique(some.example), ascent):
                 inside, part = _rows_of(some, present)
                 index = left[inside]
-                better, _ = optimised(replace(state, ascent=self.ascent), output_rows(state, part), enough[index])
+                better, _ = _bounded(replace(state, ascent=self.ascent), part, enough[index])
                 lower = lower.index_put((index,), torch.maximum(lower[index], better))
         return lower
 
@@ -317,7 +356,7 @@ class Optimised:
         """The networks of some examples, as many at a time as fit; int64 [examples], and their network."""
         for piece in groups(self.graph, self.region, self.known, self.budget, examples):
             known = [{node: (low[piece], high[piece]) for node, (low, high) in layers.items()} for layers in self.known]
-            yield piece, alpha_state(self.graph, self.region[piece], known, ascent, self.budget)
+            yield piece, alpha_state(self.graph, self.region[piece], known, ascent, self.budget, self.arithmetic)
 
 
 def groups(

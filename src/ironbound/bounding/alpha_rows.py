@@ -152,26 +152,60 @@ def open_layer(operator: Activation, low: Tensor, high: Tensor) -> OpenLayer:
             return low.new_zeros(neurons.shape)
         return value.flatten(1).gather(1, neurons) * valid
 
-    def line(side: str, lines: Lines) -> tuple[Tensor, Tensor]:
-        return at(getattr(lines, f"{side}_slope")), at(getattr(lines, f"{side}_intercept"))
-
-    convex = isinstance(operator, PiecewiseLinear) and len(operator.knots) == 1
-    if convex and operator.slopes[0] < operator.slopes[1]:  # type: ignore[attr-defined]
-        first, rise = operator.slopes[0], operator.slopes[1] - operator.slopes[0]  # type: ignore[attr-defined]
-        knot, anchor = operator.knots[0], operator.anchor  # type: ignore[attr-defined]
-        one = valid.to(low.dtype)
-        lower = (first * one, rise * one, (anchor - first * knot) * one, -rise * knot * one)
-        above, height = line("upper", parallel)
-        zero = torch.zeros_like(above)
-        starts = tuple(((at(lines.lower_slope) - first) / rise).clamp(0, 1) for lines in (parallel, adaptive))
-        choice = Choice(lower, (above, zero, height, zero), starts)  # type: ignore[arg-type]
-        return OpenLayer(slope, intercept, neurons, valid, choice)
+    first, last = choices(operator, low, high)
     sides = []
     for side in ("lower", "upper"):
-        (first, height), (other, top) = line(side, parallel), line(side, adaptive)
-        sides.append((first, other - first, height, top - height))
-    zero = low.new_zeros(neurons.shape)
-    return OpenLayer(slope, intercept, neurons, valid, Choice(sides[0], sides[1], (zero, torch.ones_like(zero))))
+        begin, height = at(getattr(first, f"{side}_slope")), at(getattr(first, f"{side}_intercept"))
+        end, top = at(getattr(last, f"{side}_slope")), at(getattr(last, f"{side}_intercept"))
+        sides.append((begin, end - begin, height, top - height))
+    ends = _kink_slopes(operator)
+    if ends is None:
+        zero = low.new_zeros(neurons.shape)
+        starts = zero, torch.ones_like(zero)
+    else:
+        flat, steep = ends
+        near, far = (((at(lines.lower_slope) - flat) / (steep - flat)).clamp(0, 1) for lines in (parallel, adaptive))
+        starts = near, far
+    return OpenLayer(slope, intercept, neurons, valid, Choice(sides[0], sides[1], starts))
+
+
+def _kink_slopes(operator: Activation) -> tuple[float, float] | None:
+    """The slopes left and right of a convex kink: those of ReLU, leaky ReLU and |z|; None for other activations."""
+    if not isinstance(operator, PiecewiseLinear) or len(operator.knots) != 1:
+        return None
+    left, right = operator.slopes
+    return (left, right) if left < right else None
+
+
+def choices(operator: Activation, low: Tensor, high: Tensor) -> tuple[Lines, Lines]:
+    """The lines of the slopes t = 0 and t = 1; those in between are their means. Closed neurons have one line.
+
+    Args:
+        operator: the activation.
+        low: lower bounds of its input, [batch, *shape].
+        high: upper bounds, likewise.
+
+    Returns:
+        Both, with slopes [batch, *shape].
+    """
+    parallel = operator.parallel_lines(low, high)
+    ends = _kink_slopes(operator)
+    if ends is None:
+        return parallel, operator.adaptive_lines(low, high)
+    assert isinstance(operator, PiecewiseLinear)
+    is_open = ~operator.linear_on(low, high)
+    knot, anchor = operator.knots[0], operator.anchor
+    beside = torch.zeros_like(low) if parallel.lower_intercept is None else parallel.lower_intercept
+    flat, steep = (
+        Lines(
+            torch.where(is_open, slope, parallel.lower_slope),
+            torch.where(is_open, anchor - slope * knot, beside),
+            parallel.upper_slope,
+            parallel.upper_intercept,
+        )
+        for slope in ends
+    )
+    return flat, steep
 
 
 def open_maximum(operator: Maximum, low: Tensor, high: Tensor) -> OpenLayer:

@@ -17,9 +17,9 @@ from ironbound.bounding.memory import DEFAULT_BUDGET
 from ironbound.bounding.methods import (
     EXACT,
     METHODS,
-    ROUNDED,
     SHORT_SUMS,
     Method,
+    bounds_rounding,
     example_bytes,
     find_method,
     identity_rows,
@@ -70,7 +70,7 @@ def bounds(
         memory: bytes that the rows of one step may take (default 2 GiB).
         arithmetic: None: the bounds are as computed. "real": they are moved outward by all that rounding can have done
             to them, and are proofs for the network in real arithmetic. "float32": also for every run of it in float32
-            (docs/arithmetic.md). For the methods in `ROUNDED`, without gradients; give network and region in float64
+            (docs/arithmetic.md). For the methods in `METHODS`, without gradients; give network and region in float64
             (for "dual" on an x86 CPU float32 will do: faster, and wider by what it rounds).
 
     Returns:
@@ -265,10 +265,10 @@ def proves_in(dtype: torch.dtype, method: str, device: torch.device) -> bool:
         device: where it runs.
 
     Returns:
-        True for `ROUNDED` in float64, and for those whose sums are short enough for float32 where it is plain there.
+        True for `METHODS` in float64, and for those whose sums are short enough for float32 where it is plain there.
     """
     if dtype == torch.float64:
-        return method in ROUNDED
+        return bounds_rounding(method)
     return dtype == torch.float32 and method in SHORT_SUMS and sums_in_float32(device)
 
 
@@ -279,8 +279,8 @@ def _method(name: str, arithmetic: Arithmetic | None = None) -> Method:
         raise InputError(f"method {name!r} is not known; choose one of {', '.join((*METHODS, *EXACT))}")
     if arithmetic is None:
         return found
-    if name not in ROUNDED:
-        raise InputError(f"the rounding of method {name!r} has no bound; choose one of {', '.join(sorted(ROUNDED))}.")
+    if not bounds_rounding(name):
+        raise InputError(f"the rounding of method {name!r} has no bound; choose one of {', '.join(METHODS)}.")
     return partial(found, arithmetic=arithmetic)
 
 

@@ -98,19 +98,25 @@ def crown_ibp(graph: Graph, region: Region, budget: int | None, arithmetic: Arit
     return _by_lines(lines_state(graph, region, "adaptive", "interval", budget, arithmetic), budget)
 
 
-def alpha(graph: Graph, region: Region, budget: int | None, ascent: Ascent = Ascent()) -> Relaxed:  # noqa: B008
+def alpha(
+    graph: Graph,
+    region: Region,
+    budget: int | None,
+    arithmetic: Arithmetic | None = None,
+    ascent: Ascent = Ascent(),  # noqa: B008
+) -> Relaxed:
     """The dual maximised over its slopes, begun at `dual` and `crown` (Wong & Kolter 2017, v1, section 3.2)."""
-    starts = [method(graph, region, budget) for method in (dual, crown)]
-    best = Optimised(graph, region, [(start.answer, start.layers()) for start in starts], ascent, budget)
+    starts = [method(graph, region, budget, arithmetic) for method in (dual, crown)]
+    best = Optimised(graph, region, [(start.answer, start.layers()) for start in starts], ascent, budget, arithmetic)
     return Relaxed(best.answer, best.layers)
 
 
-def alpha_sign(graph: Graph, region: Region, budget: int | None) -> Relaxed:
+def alpha_sign(graph: Graph, region: Region, budget: int | None, arithmetic: Arithmetic | None = None) -> Relaxed:
     """As `alpha`, with one step of every slope from 1/2 to 0 or 1 by the sign of its gradient (the same section)."""
-    return alpha(graph, region, budget, Ascent(sign=True))
+    return alpha(graph, region, budget, arithmetic, Ascent(sign=True))
 
 
-Method = Callable[..., Relaxed]  # of (graph, region, budget), and `arithmetic` where the name is in ROUNDED
+Method = Callable[..., Relaxed]  # of (graph, region, budget), and `arithmetic` where `bounds_rounding`
 
 METHODS: dict[str, Method] = {
     "interval": interval,
@@ -123,9 +129,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-# the methods whose bounds can be moved outward by a bound of their rounding
-ROUNDED = frozenset({"interval", "dual", "dual+interval", "crown", "crown-ibp"})
-SHORT_SUMS = frozenset({"dual"})  # of these, in float32 too: only operators' own sums are priced by magnitudes
+SHORT_SUMS = frozenset({"dual"})  # proofs in float32 too: only operators' own sums are priced by magnitudes
 
 # what is built on bounds, named here and imported where it is used: (module, function)
 EXACT: dict[str, tuple[str, str]] = {
@@ -156,6 +160,11 @@ def find_method(name: str) -> Method | None:
         method = getattr(importlib.import_module(module), function)
         return partial(method, seconds=float(number)) if given else method
     return partial(alpha, ascent=Ascent(int(number))) if given else METHODS.get(plain)
+
+
+def bounds_rounding(name: str) -> bool:
+    """Whether a method's bounds can be moved outward by a bound of their rounding: those of `METHODS`, numbered too."""
+    return name.partition(":")[0] in METHODS
 
 
 def example_bytes(graph: Graph, element_size: int) -> int:

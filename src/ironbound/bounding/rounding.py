@@ -9,7 +9,9 @@ lines; from there on, walks carry it like any other room between two lines. docs
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -160,7 +162,7 @@ class Ledger:
             The band, wider by what rounding can do on it and right below it.
         """
         lines = Lines(band.slope, band.middle - band.gap, band.slope, band.middle + band.gap)
-        room = self._relaxed(index, ends, lines, centers)
+        room = self.room(index, ends, (lines,), centers)
         return replace(band, gap=(band.gap + room) * (1 + self.share(8)))
 
     def lines(self, index: int, lines: Lines, ends: Range) -> Lines:
@@ -174,25 +176,37 @@ class Ledger:
         Returns:
             The lines, moved apart by what rounding can do on them and right below them.
         """
-        room = self._relaxed(index, ends, lines)
-        lower = -room if lines.lower_intercept is None else lines.lower_intercept - room
-        return replace(lines, lower_intercept=lower, upper_intercept=lines.upper_intercept + room)
+        return moved_apart(lines, self.room(index, ends, (lines,)))
 
-    def _relaxed(self, index: int, ends: Range, lines: Lines, centers: Range | None = None) -> Tensor:
-        """Enters a relaxed node; returns by how much its lines must move apart, [batch, *shape]."""
+    def room(self, index: int, ends: Range, choices: tuple[Lines, ...], centers: Range | None = None) -> Tensor:
+        """Enters a relaxed node of which lines are chosen later.
+
+        Args:
+            index: of the node.
+            ends: bounds of what it reads.
+            choices: its relaxations as computed on `ends`; any mean of them may be taken, neuron by neuron.
+            centers: of what it reads, and of its own value, as computed, where the method has any.
+
+        Returns:
+            By how much the chosen lines must move apart, [batch, *shape].
+        """
         node = self.graph.nodes[index]
         source = node.inputs[0]
         share = self.share(self.lengths[index])
         read = self.most[source]
-        slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
-        other = lines.upper_intercept.abs()
-        if lines.lower_intercept is not None:
-            other = torch.maximum(other, lines.lower_intercept.abs())
+        slope = _largest(part for one in choices for part in (one.lower_slope, one.upper_slope))
+        heights = (part for one in choices for part in (one.lower_intercept, one.upper_intercept))
+        other = _largest(part for part in heights if part is not None)
         if centers is not None:
             read, other = torch.maximum(read, centers[0].abs()), torch.maximum(other, centers[1].abs())
         below = slope * (self.at(source) + share * read)
         below = below.sum(-1) if isinstance(node.operator, Maximum) else below
-        fit, noise = self._fit(node.operator, ends, lines, slope, other), self._noise(node.operator, ends)
+        fit = _largest(self._fit(node.operator, ends, one, slope, other) for one in choices)
+        if len(choices) > 1:  # a mean of lines is computed, too
+            assert isinstance(node.operator, Activation)
+            mean = self.share(8) * (slope * torch.maximum(ends[0].abs(), ends[1].abs()) + other)
+            fit = fit + torch.where(node.operator.linear_on(*ends), 0.0, mean)
+        noise = self._noise(node.operator, ends)
         low, high = _image(node.operator, ends)
         most = torch.maximum(torch.maximum(low.abs(), high.abs()) + fit + noise, other)
         self.most.append(most * (1 + share))
@@ -289,6 +303,17 @@ class Ledger:
     def below(self, index: int, rows: Rows, lower: Tensor) -> Tensor:
         """Lower bounds of functionals of a node, [rows], from computed ones."""
         return lower - (self.price(index, rows) + self.share(8) * lower.abs())
+
+
+def moved_apart(lines: Lines, room: Tensor) -> Lines:
+    """Lines with so much more room between them, [batch, *shape]."""
+    lower = -room if lines.lower_intercept is None else lines.lower_intercept - room
+    return replace(lines, lower_intercept=lower, upper_intercept=lines.upper_intercept + room)
+
+
+def _largest(parts: Iterable[Tensor]) -> Tensor:
+    """The largest magnitude, element by element; NaN stays NaN."""
+    return reduce(torch.maximum, (part.abs() for part in parts))
 
 
 def _pieces(operator: PiecewiseLinear, ends: Range) -> tuple[int, Tensor, Tensor]:

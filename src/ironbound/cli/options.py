@@ -59,8 +59,8 @@ Clip = Annotated[
 Arithmetic = Annotated[
     str,
     typer.Option(
-        help="What is proved: real, the network in real arithmetic; float32, every run of it in float32 "
-        "(docs/arithmetic.md).",
+        help="What is proved: real, the network in real arithmetic; float32, every run of it in float32; none: margins "
+        "above a guard will do (docs/arithmetic.md).",
         rich_help_panel=_QUERY,
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from ironbound.cli import options as given
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ironbound.bounding import Arithmetic
     from ironbound.certified_radius import Radius
     from ironbound.cli.run import Output, Query, Source
     from ironbound.cli.session import Watch
@@ -106,7 +105,7 @@ def _numbers(text: str | None) -> tuple[float, ...]:
 def _found(source: Source, query: Query, output: Output, watch: Watch, tolerance: float) -> tuple[Radius, Tensor]:
     """The radii, and the true labels, which the predictions may have replaced."""
     from ironbound.certified_radius import radius as solve
-    from ironbound.cli.run import attack_options, open_all, with_origin
+    from ironbound.cli.run import arithmetic_of, attack_options, open_all, with_origin
     from ironbound.cli.session import parse_clip
 
     opened = open_all(source, query, output)
@@ -124,7 +123,7 @@ def _found(source: Source, query: Query, output: Output, watch: Watch, tolerance
             store=output.store,
             shard=output.shard,
             progress=watch,
-            arithmetic=cast("Arithmetic", query.arithmetic),  # the function refuses other words
+            arithmetic=arithmetic_of(query),
         )
     truth = opened.dataset.labels[opened.start : opened.stop]
     return with_origin(result, opened.source, opened.dataset, opened.start, opened.stop), truth

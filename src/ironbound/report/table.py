@@ -64,8 +64,18 @@ def describe(result: Certification) -> list[tuple[str, str]]:
         ("methods", ", ".join(settings["methods"]) or "none"),
         ("attack", _attack(attack)),
         ("proofs for", arithmetic_words(result.summary()["arithmetic"])),
+        *_unproved(result.summary()["unproved"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+
+
+def _unproved(count: Mapping[str, int]) -> list[tuple[str, str]]:
+    """A line on unknown examples whose margins are computed, but not proved."""
+    return (
+        [("above a guard only", f"{arithmetic_words(count)} (unknown; --arithmetic none certifies them)")]
+        if count
+        else []
+    )
 
 
 def arithmetic_words(count: Mapping[str, int]) -> str:
