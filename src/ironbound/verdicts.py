@@ -19,8 +19,9 @@ class Proved:
         method: the stage that closed the last case.
         seconds: spent.
         nodes: subproblems bounded by complete search.
-        arithmetic: "real arithmetic" where the certificates below prove every clause, every rounding error paid for;
-            else the dtype of the bounds, which exceed a guard against rounding but are not rounded outward.
+        arithmetic: "real arithmetic" (or "as executed in float32", where that was asked for) where the certificates
+            below prove every clause, every rounding error paid for; else the dtype of the bounds, which exceed a guard
+            against rounding but are not rounded outward.
         certificates: claims that the stand-alone checker has accepted, by number of the clause; none where none were
             asked for.
     """
@@ -84,10 +85,11 @@ class Unknown:
         gap: how far the best lower bound of the worst open clause is below what would prove it, in units of the
             constraint; infinite where there is no bound.
         why: "time", "memory", "nodes"; "stuck" where nothing is left to split (a tie within rounding, or bounds that
-            are not finite); "unconfirmed" where a counterexample of the bounds' arithmetic is none for the network.
+            are not finite); "unconfirmed" where a counterexample of the bounds' arithmetic is none for the network;
+            "rounding" where bounds are above a guard, but the proof with every rounding paid for was not found.
         seconds: spent.
         nodes: subproblems bounded by complete search.
-        open: cases that are neither proved nor refuted.
+        open: cases that are neither proved nor refuted; for "rounding", clauses.
     """
 
     gap: float

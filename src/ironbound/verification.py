@@ -6,22 +6,21 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import nn
 
+from ironbound.bounding import Arithmetic
 from ironbound.claims import PROVED
 from ironbound.errors import InputError
 from ironbound.spec import Property, read_vnnlib
-from ironbound.verdicts import Proved, Verdict
+from ironbound.verdicts import Proved, Unknown, Verdict
 from ironbound.verification_stages import Verification
-
-if TYPE_CHECKING:
-    from ironbound.certificate.properties import PropertyCertificates
 
 FilePath = str | os.PathLike[str]
 CERTIFICATE_SECONDS = 600.0  # for certificates where there is no limit
@@ -36,6 +35,7 @@ def verify(
     memory: int | None = None,
     seed: int = 0,
     certificates: FilePath | None = None,
+    arithmetic: Arithmetic | None = None,
     decided: Callable[[Verdict], None] | None = None,
 ) -> Verdict:
     """Decides a property of a network.
@@ -44,7 +44,8 @@ def verify(
     where few of them vary, and the signs of ReLUs otherwise. Every refutation is a run of the network itself on the
     point found, alone, and for an ONNX file by onnxruntime too, where it is installed. Bounds are computed in float64
     and must exceed a guard of 1e-9 of the magnitudes that meet in a constraint; they are not rounded outward. With
-    `certificates`, what was proved is proved again by the checker of certificates, in real arithmetic.
+    `certificates` or `arithmetic`, what was proved is proved again by the checker of certificates, which pays for every
+    rounding.
 
     Args:
         model: a network in evaluation mode, or the path of an ONNX file (.onnx, .onnx.gz).
@@ -56,16 +57,18 @@ def verify(
         memory: bytes that the bounds of one step may take (default 2 GiB).
         seed: of the attack's random starts.
         certificates: folder for certificates of a proved property, which `ironbound check` proves again
-            (docs/certificates.md). What was found in the time is written; `Proved.arithmetic` is "real arithmetic"
-            where no clause is missing.
-        decided: called with the verdict before certificates are looked for.
+            (docs/certificates.md). What was found in the time is written; `Proved.arithmetic` says so where no clause
+            is missing.
+        arithmetic: "real" or "float32": only what is proved again in real arithmetic, or for every run of the network
+            in float32 (docs/arithmetic.md), is `Proved`; the rest is `Unknown` with the reason "rounding".
+        decided: called with the verdict before certificates are looked for, unless there is an `arithmetic`.
 
     Returns:
         `Proved`, `Refuted` with the counterexample, or `Unknown` with the gap and the reason.
 
     Raises:
         InputError: network and property do not fit, the network's weights hold NaN, or timeout is not positive.
-        UnsupportedOperatorError, CertificateError: certificates cannot be written of this network, or to this folder.
+        UnsupportedOperatorError, CertificateError: the checker cannot read this network, or not write to this folder.
         DataError, WeightsError: a file cannot be read.
         CaptureError: the network has an operator without a rule, is in training mode, or mixes the examples of a batch.
         SoundnessError: a bound and a run of the network contradict each other.
@@ -77,23 +80,31 @@ def verify(
     path = None if isinstance(model, nn.Module) else Path(model)
     network = _network(model)
     shape = _input_shape(network, found, input_shape)
-    if certificates is None:
-        return Verification(network, found, shape, start, timeout, memory, seed, path).run()
+    question = Verification(network, found, shape, start, timeout, memory, seed, path)
+    if certificates is None and arithmetic is None:
+        return question.run()
     from ironbound.certificate.properties import PropertyCertificates
 
-    writer = PropertyCertificates(network, found, shape, certificates)
-    verdict = Verification(network, found, shape, start, timeout, memory, seed, path).run()
-    if decided is not None:
-        decided(verdict)
-    return _certified(verdict, writer, start, timeout) if isinstance(verdict, Proved) else verdict
-
-
-def _certified(verdict: Proved, writer: PropertyCertificates, start: float, timeout: float | None) -> Proved:
-    left = CERTIFICATE_SECONDS if timeout is None else timeout - (time.monotonic() - start)
-    written = writer.write(max(0.0, left))
-    arithmetic = verdict.arithmetic if written.open else PROVED["real"]
+    with nullcontext(certificates) if certificates is not None else TemporaryDirectory() as folder:
+        writer = PropertyCertificates(network, found, shape, folder, _mode(arithmetic))
+        verdict = question.run()
+        if decided is not None and arithmetic is None:
+            decided(verdict)
+        if not isinstance(verdict, Proved):
+            return verdict
+        left = CERTIFICATE_SECONDS if timeout is None else timeout - (time.monotonic() - start)
+        written = writer.write(max(0.0, left))
     seconds = time.monotonic() - start
-    return replace(verdict, seconds=seconds, arithmetic=arithmetic, certificates=written.certificates)
+    if written.open and arithmetic is not None:
+        return Unknown(0.0, "rounding", seconds, verdict.nodes, len(written.open))
+    holds = verdict.arithmetic if written.open else PROVED[_mode(arithmetic)]
+    return replace(verdict, seconds=seconds, arithmetic=holds, certificates=written.certificates)
+
+
+def _mode(arithmetic: Arithmetic | None) -> Arithmetic:
+    if arithmetic is not None and arithmetic not in PROVED:
+        raise InputError(f"arithmetic {arithmetic!r} is not known; choose one of {', '.join(PROVED)}, or None (none).")
+    return arithmetic or "real"
 
 
 def _network(model: nn.Module | FilePath) -> nn.Module:

@@ -26,7 +26,7 @@ from ironbound.certificate.properties import PropertyCertificates, property_arra
 from ironbound.cli.app import app
 from ironbound.errors import CertificateError, InputError, UnsupportedOperatorError
 from ironbound.spec import Case, Clause, Constraint, Property, vnnlib_text
-from ironbound.verdicts import Proved
+from ironbound.verdicts import Proved, Refuted, Unknown
 from verification_cases import chain, least_of, random_property, shifted
 
 SOURCE = str(Path(ib.__file__).parents[1])
@@ -124,6 +124,33 @@ def test_without_time_the_verdict_stands_alone(tmp_path: Path, monkeypatch: pyte
     verdict = ib.verify(model, prop, certificates=tmp_path / "a")
     assert isinstance(verdict, Proved) and verdict.certificates == () and verdict.arithmetic == "float64"
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("wanted", "words"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
+def test_with_an_arithmetic_only_its_proofs_count(wanted: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prop = question(0.02)
+    verdict = ib.verify(model, prop, arithmetic=wanted)  # type: ignore[arg-type]
+    assert isinstance(verdict, Proved) and verdict.arithmetic == words and len(verdict.certificates) == 1
+    assert isinstance(ib.verify(*question(-0.1), arithmetic=wanted), Refuted)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="exact"):
+        ib.verify(model, prop, arithmetic="exact")  # type: ignore[arg-type]
+    write = PropertyCertificates.write
+    monkeypatch.setattr(PropertyCertificates, "write", lambda self, seconds: write(self, 0.0))
+    verdict = ib.verify(model, prop, arithmetic=wanted)  # type: ignore[arg-type]
+    assert isinstance(verdict, Unknown) and (verdict.why, verdict.word, verdict.open) == ("rounding", "unknown", 1)
+    assert isinstance(ib.verify(model, prop), Proved)
+
+
+def test_the_command_asks_for_proofs(tmp_path: Path) -> None:
+    model, prop = question(0.02)
+    network, path = tmp_path / "net.onnx", tmp_path / "prop.vnnlib"
+    save_onnx(model, network, torch.zeros(1, 2))
+    path.write_text(vnnlib_text(prop))
+    for wanted, words in (("real", "real arithmetic"), ("none", "float64")):
+        said = CliRunner().invoke(app, ["verify", str(network), str(path), "--json", "--arithmetic", wanted])
+        assert said.exit_code == 0 and json.loads(said.stdout)["arithmetic"] == words
+    said = CliRunner().invoke(app, ["verify", str(network), str(path), "--arithmetic", "exact"])
+    assert said.exit_code == 1 and "exact" in said.stderr
 
 
 def test_what_cannot_be_written_is_refused_before_the_search(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ from ironbound.cli.session import exit_codes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ironbound.bounding import Arithmetic
     from ironbound.instances_run import RunOptions
     from ironbound.verdicts import Verdict
 
@@ -47,6 +48,13 @@ def verify(
         Path | None,
         typer.Option(help="Folder for certificates of a proved property: `ironbound check` proves them again."),
     ] = None,
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="What unsat shall mean: none, bounds above a guard; real, a proof in real arithmetic; float32, one "
+            "for every run in float32 (docs/arithmetic.md)."
+        ),
+    ] = "none",
     json: given.Json = False,
     quiet: given.Quiet = False,
     threads: given.Threads = None,
@@ -55,7 +63,9 @@ def verify(
 
     Prints unsat (proved), sat and the counterexample, unknown, or timeout: any answer ends with exit code 0.
     """
-    _check(network, prop, instances, timeout, out is not None or bool(only), certificates is not None)
+    wanted = None if arithmetic == "none" else arithmetic
+    strict = certificates is not None or wanted is not None
+    _check(network, prop, instances, timeout, out is not None or bool(only), strict)
     if instances is not None:
         from ironbound.instances_run import RunOptions
 
@@ -65,7 +75,7 @@ def verify(
     program = isinstance(context.obj, float)  # else the command was called from inside another program
     end = (context.obj if program else time.monotonic()) + (60.0 if timeout is None else timeout)
     with exit_codes(), _Answer(end, json, program) as answer:
-        answer.give(_decided(network, prop, end, (memory, seed, threads), certificates, answer.keep))
+        answer.give(_decided(network, prop, end, (memory, seed, threads), (certificates, wanted), answer.keep))
 
 
 def _check(
@@ -86,7 +96,7 @@ def _check(
     if instances is None and of_list:
         raise typer.BadParameter("--out and --only belong to --instances.")
     if instances is not None and of_one:
-        raise typer.BadParameter("--certificates belongs to one network and property.")
+        raise typer.BadParameter("--certificates and --arithmetic belong to one network and property.")
 
 
 def _decided(
@@ -94,7 +104,7 @@ def _decided(
     prop: Path,
     end: float,
     options: tuple[int | None, int, int | None],
-    folder: Path | None,
+    proof: tuple[Path | None, str | None],
     keep: Callable[[Verdict], None],
 ) -> Verdict | None:
     """The verdict; None where loading alone took all of the time."""
@@ -108,7 +118,11 @@ def _decided(
     left = end - 2 * _RESERVE - time.monotonic()
     if left <= 0:
         return None
-    return decide(network, prop, left, memory=memory, seed=seed, certificates=folder, decided=keep)
+    folder, wanted = proof
+    arithmetic = cast("Arithmetic | None", wanted)  # verify refuses other words
+    return decide(
+        network, prop, left, memory=memory, seed=seed, certificates=folder, arithmetic=arithmetic, decided=keep
+    )
 
 
 class _Answer:
