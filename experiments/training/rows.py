@@ -23,6 +23,7 @@ class Row:
         gpu: too long for two cores.
         clean, pgd, certified: published errors in percent, where there are any.
         by: the bound behind `certified`.
+        search: seconds of branch and bound for an image, in "best of all"; 0: none, where too many images are open.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     pgd: float | None = None
     certified: float | None = None
     by: str = ""
+    search: float = 60.0
 
     @property
     def path(self) -> Path:

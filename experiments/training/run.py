@@ -189,7 +189,7 @@ def _certified(row: rows.Row, seed: int, recipe: Recipe, folder: Path, chosen: a
     artefact = Artefact.open(folder)
     model = artefact.network().to("cuda" if chosen.gpu else "cpu")
     say(row.name, seed, f"certifies {len(data)} images")
-    found = errors(model, data, recipe.region, folder)
+    found = errors(model, data, recipe.region, folder, row.search)
     seconds = found.pop("seconds")
     spent = {
         "training": round(artefact.facts["seconds"] / 60, 4),
