@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import ironbound
 from ironbound import certification, certify
 from ironbound.bounding import margins
-from ironbound.cascade import AttackOptions, certify_shard
+from ironbound.cascade import certify_shard
+from ironbound.cascade_types import AttackOptions
 from ironbound.certification import Certification, rate
 from ironbound.data import load
 from ironbound.errors import InputError, LabelError, SoundnessError, StoreMismatchError, TrainingModeError

@@ -19,7 +19,7 @@ from cases import CASES
 from ironbound.bounding import margins
 from ironbound.bounding.rounding import Ledger
 from ironbound.capture import capture
-from ironbound.cascade import AttackOptions
+from ironbound.cascade_types import AttackOptions
 from ironbound.certified_radius import radius
 from ironbound.errors import (
     InputError,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ironbound.cascade import ShardResult
+from ironbound.cascade_types import ShardResult
 from ironbound.errors import StoreBusyError, StoreError, StoreMismatchError
 from ironbound.store import Store, finished_examples
 

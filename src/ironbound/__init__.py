@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from ironbound.bounding.perturbation import OptimalPerturbation, optimal_perturbation
     from ironbound.bounding.projection import Estimate, estimate_margins
     from ironbound.capture.onnx import load, save_onnx
-    from ironbound.cascade import AttackOptions
+    from ironbound.cascade_types import AttackOptions
     from ironbound.certificate.writing import write_certificates
     from ironbound.certification import Certification, certify
     from ironbound.certified_radius import Radius, radius

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ironbound.bounding import EXACT, METHODS, Arithmetic, find_method
-from ironbound.cascade import STATUSES, AttackOptions, Cascade, Network, ShardResult, certify_shard, joined
+from ironbound.cascade import certify_shard
+from ironbound.cascade_types import STATUSES, AttackOptions, Cascade, ShardResult, joined
 from ironbound.claims import check_arithmetic
 from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.data.dataset import digest
 from ironbound.errors import InputError
 from ironbound.exact.search import SEARCHES
 from ironbound.graph import Graph
+from ironbound.network import Network
 from ironbound.regions import Radius, Region, ball
 from ironbound.sharding import in_shards
 from ironbound.store import Shard, Store

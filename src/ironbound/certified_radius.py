@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from ironbound.attacks.logits import chunk_size, logits_at, margins_at, step_up
 from ironbound.bounding import Arithmetic
 from ironbound.bounding.api import margins, prepared
-from ironbound.cascade import COARSE, FINE, AttackOptions, Network
+from ironbound.cascade import COARSE, FINE
+from ironbound.cascade_types import AttackOptions
 from ironbound.claims import PROVED, check_arithmetic, proving, rounding_of, unproved
 from ironbound.classifier import described, labels_of, open_classifier
 from ironbound.errors import InputError, SoundnessError
 from ironbound.graph import Graph
+from ironbound.network import Network
 from ironbound.radius_attack import nearest_adversarial
 from ironbound.radius_search import LARGEST, Search
 from ironbound.regions import Region, ball

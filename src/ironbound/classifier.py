@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import ironbound
 from ironbound.attacks.logits import check_labels
-from ironbound.cascade import AttackOptions, Network
+from ironbound.cascade_types import AttackOptions
 from ironbound.data.dataset import digest
 from ironbound.errors import InputError, LabelError, TrainingModeError
 from ironbound.graph import Graph
+from ironbound.network import Network
 from ironbound.regions import Region
 
 UNIT = "units of the data as loaded"

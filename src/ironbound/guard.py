@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ironbound.cascade import Cascade, certify_shard
+from ironbound.cascade import certify_shard
+from ironbound.cascade_types import Cascade
 from ironbound.errors import InputError
 from ironbound.graph import Graph
 from ironbound.guarding.deadline import Deadline

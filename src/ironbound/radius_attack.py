@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ironbound.attacks import pgd
-from ironbound.cascade import AttackOptions
+from ironbound.cascade_types import AttackOptions
 from ironbound.radius_search import LARGEST
 from ironbound.regions import Region, ball
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ironbound.cascade import ShardResult
+from ironbound.cascade_types import ShardResult
 from ironbound.errors import StoreBusyError, StoreError, StoreMismatchError
 
 Shard = tuple[int, int]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ironbound.bounding import Arithmetic
-    from ironbound.cascade import AttackOptions
+    from ironbound.cascade_types import AttackOptions
     from ironbound.certification import Certification
     from ironbound.certified_radius import Radius
     from ironbound.data import Dataset
@@ -237,7 +237,7 @@ def arithmetic_of(query: Query) -> Arithmetic | None:
 
 def attack_options(query: Query) -> AttackOptions | None:
     """The attack that the options describe."""
-    from ironbound.cascade import AttackOptions
+    from ironbound.cascade_types import AttackOptions
 
     if query.attack == "none":
         return None
