@@ -23,7 +23,7 @@ from ironbound.regions import Region
 
 COARSE = 1e-4  # share of 1 + max |logit| below which a float32 margin is not trusted; bounds carry about 2e-5 of noise
 FINE = 1e-9  # the same for float64
-REDONE = 10.0  # seconds that a proof by search may take to be done again, for an example and class
+REDONE = 10.0  # seconds to prove again what a search has found, for an example and class; or half the budget
 
 
 def certify_shard(
@@ -70,7 +70,7 @@ def certify_shard(
             state.search(method, cascade)
         else:
             state.prove(method, cascade.memory)
-    state.redo(REDONE if cascade.budget is None else min(REDONE, cascade.budget))
+    state.redo(REDONE if cascade.budget is None else max(min(REDONE, cascade.budget), cascade.budget / 2))
     return state.result()
 
 

@@ -208,7 +208,8 @@ def certify(
         shard: number of examples decided at a time, and written at a time.
         progress: called after every shard.
         memory: bytes that a method may take, see `ironbound.margins`.
-        budget: seconds that "split" or "milp" may take for an example; None: until it is decided.
+        budget: seconds that "split" or "milp" may take for an example, and half as many to prove it again with all
+            rounding paid for; None: until it is decided.
         arithmetic: what is to be proved. "real": the network in real arithmetic. "float32": every run of it in float32,
             whatever the order of its sums (no TF32, no Winograd or Fourier convolutions), which takes methods from
             `ironbound.bounding.METHODS` and operators whose rounding has a bound. None: no proof is asked for; margins
