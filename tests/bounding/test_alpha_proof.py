@@ -89,6 +89,22 @@ def test_bounds_for_chosen_slopes_are_never_above_the_exact_ones(seed, scale, ca
     assert excess(chain(seed, scale, cancelling), norm(middle(seed, cancelling), eps), seed) <= 0
 
 
+def test_slopes_that_no_ascent_should_give_prove_nothing_wrong() -> None:
+    graph, region = chain(5), LinfBall(numbers(6)(1, 4), 0.3)
+    known = bounds(graph, region, "crown", arithmetic="real").layers
+    layers = {index: known[node.name] for index, node in enumerate(graph.nodes) if node.name in known}
+    state = alpha_state(graph, region, [layers], None, None, "real")
+    assert state.proof is not None and state.maps
+    rows = DenseRows(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.int64))
+
+    def lower(t: float) -> Tensor:
+        slopes = {index: torch.full((3, *state.opened[index].valid.shape[1:]), t).double() for index in state.maps}
+        return state.proof.outputs(rows, slopes)  # type: ignore[union-attr]
+
+    assert torch.equal(lower(7.0), lower(1.0)) and torch.equal(lower(-3.0), lower(0.0))
+    assert not (lower(float("nan")) > -torch.inf).any()
+
+
 def single(seed: int) -> Graph:
     """One layer, whose terms may cancel: only the price of the output is paid."""
     return graph_of((4,), chain(seed, 1.0, 0).nodes[1].operator)

@@ -140,7 +140,7 @@ class Proof:
         if t is not None:
             row, slot = one.layer.valid[example].nonzero(as_tuple=True)
             place = row, one.layer.neurons[example[row], slot]
-            own, chosen = (example[row], slot), t[row, slot]
+            own, chosen = (example[row], slot), t[row, slot].clamp(0, 1)  # no line is valid beyond; NaN stays NaN
 
             def put(value: Tensor | None, begin: Tensor, step: Tensor) -> Tensor | None:
                 if value is None:
