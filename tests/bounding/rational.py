@@ -16,6 +16,7 @@ from ironbound.ops.affine import BatchNorm, Scale, Shift, Structural, WeightedSu
 from ironbound.ops.operator import Affine, Input, Operator
 from ironbound.ops.piecewise import Maximum, PiecewiseLinear
 from ironbound.ops.smooth import Smooth
+from ironbound.regions import L1Ball, L2Ball, LinfBall
 
 exactly = np.vectorize(lambda value: Fraction(float(value)), otypes=[object])
 
@@ -29,6 +30,14 @@ def root(value: Fraction) -> Fraction:
     """The square root, rounded down after 300 bits behind its first."""
     shift = 600 + 2 * max(0, value.denominator.bit_length() - value.numerator.bit_length())
     return Fraction(math.isqrt((value.numerator << shift) // value.denominator), 1 << (shift // 2))
+
+
+def reach(nu: np.ndarray, region: LinfBall | L2Ball | L1Ball) -> np.ndarray:
+    """How far rows of fractions can fall below their value at the centre of one ball."""
+    scaled = abs(nu) * rational(region.eps.expand_as(region.center)[0])
+    if region.norm == "l2":
+        return np.array([root(value) if value else value for value in (scaled * scaled).sum(1)])
+    return scaled.sum(1) if region.norm == "linf" else scaled.max(1)
 
 
 def graph_of(shape: tuple[int, ...], *operators: Operator | tuple[Operator, tuple[int, ...]]) -> Graph:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bounding.rational import constant, graph_of, matrices, rational, root
-from bounding.test_rounding import chain, curved, numbers, small_convolutional
+from bounding.rational import constant, graph_of, matrices, rational, reach
+from bounding.test_rounding import chain, convolutional, curved, numbers, small_convolutional
 from ironbound.bounding import bounds, margins
 from ironbound.bounding.alpha import alpha_state
 from ironbound.bounding.functionals import DenseRows
@@ -43,12 +43,8 @@ def exact_lower(graph: Graph, layers: dict[int, tuple], slopes: dict[int, Tensor
         chosen = np.where(closed, chord, rational(slopes[index]))
         low = low + np.minimum(nu, 0) @ offset
         nu = np.maximum(nu, 0) * chosen + np.minimum(nu, 0) * chord
-    center, eps = rational(region.center[0]), rational(region.eps.expand_as(region.center)[0])
-    scaled = abs(nu) * eps
-    reach = {"linf": scaled.sum(1), "l1": scaled.max(1)}.get(region.norm)
-    if reach is None:
-        reach = np.array([root(value) if value else value for value in (scaled * scaled).sum(1)])
-    return low + nu @ center - reach
+    center, far = rational(region.center[0]), reach(nu, region)
+    return low + nu @ center - far
 
 
 def excess(graph: Graph, region: Region, seed: int) -> Fraction:
@@ -141,6 +137,27 @@ def test_proofs_are_as_tight_as_the_bounds_and_tighter_than_where_they_begin(
     for name, (low, high) in plain.layers.items():
         below, above = proved.layers[name]
         assert (below <= low + 1e-7 * scale).all() and (above >= high - 1e-7 * scale).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "eps"), [(chain, 0.3), (small_convolutional, 0.05), (convolutional, 0.03), (curved, 0.1)]
+)
+@pytest.mark.parametrize("norm", [LinfBall, L2Ball])
+def test_no_attack_gets_below_a_proof(build: Callable[[int], Graph], eps: float, norm: Callable[..., Region]) -> None:
+    for seed in range(2):
+        graph = build(seed)
+        region = norm(numbers(seed)(4, *graph.input_shape), eps)
+        labels = graph(region.center).argmax(1)
+        proved = margins(graph, region, labels, method="alpha:5", arithmetic="real")
+        for target in range(graph.output_shape[0]):
+            point = region.center.clone()
+            for _ in range(20):
+                point.requires_grad_(True)
+                out = graph(point)
+                margin = out.gather(1, labels[:, None])[:, 0] - out[:, target]
+                (slope,) = torch.autograd.grad(margin.sum(), point)
+                assert (margin >= proved[:, target]).all()
+                point = region.project(point.detach() - eps / 4 * slope.sign())
 
 
 def test_few_bytes_change_nothing() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bounding.rational import constant, graph_of, matrices, rational, root, values
+from bounding.rational import constant, graph_of, matrices, rational, reach, values
 from ironbound.attacks import pgd
 from ironbound.bounding import METHODS as KNOWN
 from ironbound.bounding import bounds, margins, rounding
@@ -175,12 +175,8 @@ def exact_dual(graph: Graph, layers: dict, region: Region, target: int) -> tuple
         offset[(below >= 0) | (above <= 0)] = Fraction(0)
         low, high = low + np.minimum(nu, 0) @ offset, high + np.maximum(nu, 0) @ offset
         nu = nu * slope
-    center, eps = rational(region.center[0]), rational(region.eps.expand_as(region.center)[0])
-    scaled = abs(nu) * eps
-    reach = {"linf": scaled.sum(1), "l1": scaled.max(1)}.get(region.norm)
-    if reach is None:
-        reach = np.array([root(value) if value else value for value in (scaled * scaled).sum(1)])
-    return low + nu @ center - reach, high + nu @ center + reach
+    center, far = rational(region.center[0]), reach(nu, region)
+    return low + nu @ center - far, high + nu @ center + far
 
 
 def assert_outside(graph: Graph, region: Region) -> None:

@@ -27,9 +27,12 @@ _COPIES = 6  # tensors of the size of a relaxed node's value that a row takes: i
 
 @dataclass(frozen=True, eq=False)
 class _Relaxation:
-    """A relaxed node: lines at t = 0, which closed neurons keep, the room that rounding needs, and the open neurons."""
+    """A relaxed node: what closed neurons do, the room that rounding needs, and the open neurons.
 
-    lines: Lines
+    `lines` are those at t = 0: slope and intercept of the lower one, then of the upper one.
+    """
+
+    lines: tuple[Tensor, Tensor, Tensor, Tensor]
     room: Tensor
     layer: OpenLayer
 
@@ -68,7 +71,9 @@ class Proof:
             assert isinstance(operator, Activation)
             lines, last = choices(operator, *ends)
             room = self.ledger.room(index, ends, (lines, last))
-        self.relaxed[index] = _Relaxation(lines, room, layer)
+        below = torch.zeros_like(lines.upper_intercept) if lines.lower_intercept is None else lines.lower_intercept
+        parts = lines.lower_slope, below, lines.upper_slope, lines.upper_intercept
+        self.relaxed[index] = _Relaxation(parts, room, layer)
 
     def neurons(self, target: int, which: Tensor, slopes: dict[int, Tensor]) -> Range:
         """Bounds of single neurons.
@@ -132,28 +137,15 @@ class Proof:
 
     def _lines(self, one: _Relaxation, example: Tensor, t: Tensor | None) -> Lines:
         """The lines of every row, [rows, *shape], with its slopes t [rows, width]."""
-
-        def every(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.index_select(0, example)
-
-        lines = Lines(*map(every, _parts(one.lines)))  # type: ignore[arg-type]
+        parts = [part.index_select(0, example) for part in one.lines]
         if t is not None:
             row, slot = one.layer.valid[example].nonzero(as_tuple=True)
             place = row, one.layer.neurons[example[row], slot]
             own, chosen = (example[row], slot), t[row, slot].clamp(0, 1)  # no line is valid beyond; NaN stays NaN
-
-            def put(value: Tensor | None, begin: Tensor, step: Tensor) -> Tensor | None:
-                if value is None:
-                    return None
-                flat = value.flatten(1).index_put(place, begin[own] + chosen * step[own])
-                return flat.reshape(value.shape)
-
             low, high = one.layer.choice.lower, one.layer.choice.upper
-            pairs = ((low[0], low[1]), (low[2], low[3]), (high[0], high[1]), (high[2], high[3]))
-            parts = (put(value, *pair) for value, pair in zip(_parts(lines), pairs, strict=True))
-            lines = Lines(*parts)  # type: ignore[arg-type]
-        return moved_apart(lines, one.room.index_select(0, example))
-
-
-def _parts(lines: Lines) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    return lines.lower_slope, lines.lower_intercept, lines.upper_slope, lines.upper_intercept
+            ways = ((low[0], low[1]), (low[2], low[3]), (high[0], high[1]), (high[2], high[3]))
+            parts = [
+                part.flatten(1).index_put(place, begin[own] + chosen * step[own]).reshape(part.shape)
+                for part, (begin, step) in zip(parts, ways, strict=True)
+            ]
+        return moved_apart(Lines(*parts), one.room.index_select(0, example))

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ironbound.bounding.alpha import Optimised
 from ironbound.bounding.alpha_dual import Ascent
+from ironbound.bounding.alpha_margins import Optimised
 from ironbound.bounding.backward import Range
 from ironbound.bounding.forward import forward_pays, generator_state
 from ironbound.bounding.functionals import DenseRows
