@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Pace:
     last: float = 0.1
 
 
+CHILD = Pace(iterations=8, slope=0.1, beta=0.6)  # of a side of a split, which goes on from the whole's multipliers
+_STALLED = Pace(iterations=40, slope=0.1, beta=0.6)  # of one that these steps leave where the whole was
+
+
 @dataclass(frozen=True, eq=False)
 class Best:
     """The best bound found for each subproblem.
@@ -46,6 +50,15 @@ class Best:
     value: Tensor
     at: Multipliers
     point: Tensor
+
+    def entered(self, index: Tensor, part: Best) -> Best:
+        """The same with other bounds for some of the subproblems, by int64 index; none is lower than it was."""
+
+        def one(whole: Tensor, new: Tensor) -> Tensor:
+            return whole.index_copy(0, index, new)
+
+        at = Multipliers(*(one(getattr(self.at, f.name), getattr(part.at, f.name)) for f in fields(Multipliers)))
+        return Best(one(self.value, part.value), at, one(self.point, part.point))
 
 
 class _Climb:
@@ -154,6 +167,29 @@ def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Bes
         climb.look()
         enter()
     return Best(value, Multipliers(at.signs, *kept), point)
+
+
+def climbed_on(net: Relaxation, at: Multipliers, clause: Tensor, floor: Tensor, first: Pace) -> Best:
+    """An ascent for all subproblems, and a longer one for those that it leaves where their parents were.
+
+    Deep in a search a few steps often end no higher than the parent's bound. Without more of them such a subproblem
+    is split again and again, although its own optimum may be above the guard.
+
+    Args:
+        net: the relaxed network.
+        at: where to begin.
+        clause: of each subproblem, int64 [n].
+        floor: the bounds of their parents, [n].
+        first: pace of the ascent for all.
+
+    Returns:
+        The bounds.
+    """
+    best = climbed(net, at, clause, first)
+    stalled = torch.nonzero((best.value <= floor.to(best.value)) & (best.value <= net.guard[clause])).squeeze(1)
+    if len(stalled) == 0:
+        return best
+    return best.entered(stalled, climbed(net, best.at.take(stalled), clause[stalled], _STALLED))
 
 
 def onto_simplex(weight: Tensor, rows: Tensor) -> Tensor:

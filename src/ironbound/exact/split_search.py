@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ironbound.exact.query import Budget, Query
-from ironbound.exact.split_ascent import Best, Pace, climbed
+from ironbound.exact.split_ascent import CHILD, Best, Pace, climbed, climbed_on
 from ironbound.exact.split_attack import counterexample, steps_of_round
 from ironbound.exact.split_bounds import Multipliers, confirmed
 from ironbound.exact.split_branching import chosen, halves, splittable
@@ -21,7 +21,6 @@ from ironbound.exact.split_tree import Leaves
 
 MEMORY = 1 << 30  # bytes of open subproblems and leaves, by default
 _ROOT = Pace(iterations=60)
-_CHILD = Pace(iterations=8, slope=0.1, beta=0.6)
 _LAST = Pace(iterations=40)
 _SECONDS = 1.0  # that a step should take at most
 _HOPE = 0.35  # share of the subproblems that should be closed
@@ -112,7 +111,7 @@ class SignSearch:
             return
         column = chosen(self.net, parents.at, parents.clause)
         both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
-        self._enter(both, climbed(self.net, both.at, both.clause, _CHILD))
+        self._enter(both, climbed_on(self.net, both.at, both.clause, both.lower, CHILD))
 
     def _enter(self, batch: Batch, best: Best) -> None:
         """Closes what is above its guard and queues the rest, after a look for counterexamples."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ironbound.bounding.memory import CACHE
 from ironbound.exact.query import Budget
-from ironbound.exact.split_ascent import Pace, climbed
+from ironbound.exact.split_ascent import CHILD, Pace, climbed_on
 from ironbound.exact.split_bounds import Multipliers, confirmed, fixed, walk
 from ironbound.exact.split_branching import chosen, halves, splittable
 from ironbound.exact.split_columns import GUARD, below, bounded, is_open, pruned
@@ -22,7 +22,7 @@ from ironbound.exact.split_relaxation import Relaxation
 from ironbound.exact.split_tree import Leaves, Tightening
 
 _COPIES = 24  # tensors of the size of a subproblem's columns that the first bounds hold at a time
-_ROOT, _CHILD = Pace(iterations=40), Pace(iterations=8, slope=0.1, beta=0.6)
+_ROOT = Pace(iterations=40)
 
 
 def roots(net: Relaxation) -> Batch:
@@ -81,7 +81,7 @@ class SideBySide:
             if self.budget.left() <= 0:
                 left.append(part)
                 continue
-            best = climbed(self.net, part.at, part.clause, pace)
+            best = climbed_on(self.net, part.at, part.clause, part.lower, pace)
             value = torch.maximum(confirmed(self.exact, best.at), part.lower)
             done = value > self.exact.guard[part.clause]
             self.closed = self.closed.scatter_reduce(0, part.clause[done], value[done], "amin")
@@ -102,7 +102,7 @@ class SideBySide:
             ]
         )
         both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
-        self.open = Batch.join([rest, self._bounded(both, _CHILD)])
+        self.open = Batch.join([rest, self._bounded(both, CHILD)])
         return True
 
     def _worst(self) -> Tensor:
