@@ -13,8 +13,9 @@ from ironbound.certificate.checker import Certificate, Checker
 from ironbound.certificate.checker.bounds import Analysis
 from ironbound.certificate.checker.claims import NONE, SLOPES
 from ironbound.certificate.checker.payloads import LEAF
-from ironbound.certificate.relaxed import Leaves, Relaxed
+from ironbound.certificate.relaxed import relaxed
 from ironbound.certificate.search import Node, slopes, tree
+from ironbound.exact.split_relaxation import Relaxation
 from ironbound.graph import Graph
 
 _GUARD = 1e-5  # above the rounding that the checker subtracts
@@ -66,8 +67,8 @@ def payload_of(
         return None
     found = []
     for target, short in targets.items():
-        net, guard = Relaxed(analysis, rows[target]), _GUARD + short
-        best = slopes(net, guard) if kind == SLOPES else _tree(net, guard, seconds)
+        net = relaxed(analysis, rows[target], _GUARD + short)
+        best = slopes(net) if kind == SLOPES else _tree(net, seconds)
         if best is None:
             return None
         found.append((int(target), *best))
@@ -75,15 +76,15 @@ def payload_of(
     parts = [np.array([bits], "u1"), np.array([len(found)], "<u2")]
     for target, _, best in found:
         parts.append(np.array([target], "<u2"))
-        parts += _numbers(Node(leaf=best), bits) if isinstance(best, Leaves) else _preorder(best, bits)
+        parts += _preorder(best, bits) if isinstance(best, Node) else _numbers(Node(leaf=best), bits)
     return b"".join(part.tobytes() for part in parts)
 
 
-def _tree(net: Relaxed, guard: float, seconds: float) -> tuple[int, Node] | None:
+def _tree(net: Relaxation, seconds: float) -> tuple[int, Node] | None:
     """The first tree found, from short leaves on, and its bits for a slope."""
     end = time.monotonic() + seconds
     for bits, share in _TREE_BITS:
-        root = tree(net, guard, share * (end - time.monotonic()), bits)
+        root = tree(net, share * (end - time.monotonic()), bits)
         if root is not None:
             return bits, root
     return None
@@ -99,7 +100,7 @@ def _preorder(node: Node, bits: int) -> list[np.ndarray]:
 
 def _numbers(node: Node, bits: int) -> list[np.ndarray]:
     """A leaf's slopes, packed, and the multipliers of its splits."""
-    assert isinstance(node.leaf, Leaves)
+    assert node.leaf is not None
     steps = np.rint(node.leaf.t[0].numpy() * (2**bits - 1)).astype(np.uint8)
     digits = np.unpackbits(steps[:, None], axis=1)[:, 8 - bits :]
     return [np.packbits(digits.reshape(-1)), node.leaf.beta[0, list(node.path)].numpy().astype("<f2")]

@@ -1,123 +1,94 @@
 """The relaxed network between its open neurons, by the checker's own bounds: to find payloads with, not for proofs.
 
-Source: Wong & Kolter (2017, arXiv v1), equations (22) and (23); multipliers of splits as in Wang et al. (2021).
+Source: Wong & Kolter (2017, arXiv v1), equations (22) and (23).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ironbound.certificate.checker.bounds import Analysis
+from ironbound.certificate.checker.bounds import Analysis, Region
 from ironbound.certificate.checker.layers import Affine, Rows
+from ironbound.exact.split_relaxation import Relaxation
 
 
-@dataclass(frozen=True, eq=False)
-class Leaves:
-    """Subproblems with their multipliers; one row each, all [leaves, columns].
-
-    Attributes:
-        signs: 1 or -1 where an open neuron is held to one side of 0, else 0.
-        t: lower slopes in [0, 1].
-        beta: multipliers >= 0 of the splits.
-    """
-
-    signs: Tensor
-    t: Tensor
-    beta: Tensor
-
-    def take(self, index: Tensor) -> Leaves:
-        """Some of the leaves."""
-        return Leaves(self.signs[index], self.t[index], self.beta[index])
-
-    def rounded(self, bits: int) -> Leaves:
-        """What a payload keeps of them."""
-        steps = 2**bits - 1
-        return Leaves(self.signs, (self.t * steps).round() / steps, self.beta.half().double())
-
-
-class Relaxed:
-    """One example's relaxation with one functional of the output.
+def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
+    """One example's relaxation, with one functional of the output as its only clause.
 
     Args:
         analysis: the checker's bounds.
         row: coefficients of the output, [outputs].
+        guard: what the functional must exceed.
+
+    Returns:
+        The relaxed network in float64; its columns are the analysis's open neurons, in that order.
     """
-
-    def __init__(self, analysis: Analysis, row: np.ndarray) -> None:
-        self.region = analysis.region
-        columns = analysis.open_neurons()
-        nodes, neurons = (np.array(part, np.int64) for part in zip(*columns, strict=True)) if columns else ([], [])
-        self.width = len(columns)
-        maps, inputs, constants = [], [], []
-        self.levels: list[slice] = []
-        for node in dict.fromkeys(node for node, _ in columns):
-            here = np.flatnonzero(np.asarray(nodes) == node)
-            self.levels.append(slice(int(here[0]), int(here[-1]) + 1))
-            source = analysis.nodes[node].inputs[0]
-            unit = np.zeros((len(here), analysis.nodes[source].size))
-            unit[np.arange(len(here)), np.asarray(neurons)[here]] = 1
-            for part, found in zip((maps, inputs, constants), _carried(analysis, columns, source, unit), strict=True):
-                part.append(found)
-        last = len(analysis.nodes) - 1
-        self.row, self.input, self.constant = (
-            torch.from_numpy(part) for part in _carried(analysis, columns, last, row[None].astype(float))
+    columns = analysis.open_neurons()
+    nodes, neurons = torch.tensor(columns, dtype=torch.int64).reshape(-1, 2).T
+    levels = [torch.nonzero(nodes == node).flatten() for node in dict.fromkeys(nodes.tolist())]
+    slices = tuple(slice(int(here[0]), int(here[-1]) + 1) for here in levels)
+    carried = [_of_level(analysis, columns, nodes[here[0]], neurons[here]) for here in levels]
+    width, size = len(columns), analysis.nodes[0].size
+    reads, source, constant = (
+        torch.cat([torch.zeros(shape, dtype=torch.float64), *parts])
+        for shape, parts in zip(
+            ((0, width), (0, size), (0,)), zip(*carried, strict=True) if carried else ((), (), ()), strict=True
         )
-        self.maps, self.inputs, self.constants = (
-            [torch.from_numpy(part) for part in parts] for parts in (maps, inputs, constants)
-        )
-        sources = [analysis.nodes[node].inputs[0] for node, _ in columns]
-        ends = [(analysis.low[s][i], analysis.high[s][i]) for s, (_, i) in zip(sources, columns, strict=True)]
-        low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).T
-        self.chord = high / (high - low)
-        self.top = -low * self.chord
-        self.start = (high > -low).double()  # the slope that leaves less room
-        self.middle, self.radius, self.x = (
-            torch.from_numpy(part) for part in (self.region.middle, self.region.radius, self.region.x)
-        )
+    )
+    parts, rows_input, rows_constant = _carried(analysis, columns, len(analysis.nodes) - 1, row[None].astype(float))
+    inputs = [analysis.nodes[node].inputs[0] for node, _ in columns]
+    ends = [(analysis.low[s][i], analysis.high[s][i]) for s, (_, i) in zip(inputs, columns, strict=True)]
+    low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).T
+    zero, chord = torch.zeros_like(low), high / (high - low)
+    return Relaxation(
+        slices,
+        tuple(reads[columns.stop :, columns].contiguous() for columns in slices),
+        source,
+        constant,
+        (zero, zero + 1, zero, zero),
+        (chord, zero, -low * chord, zero),
+        (chord, (high > -low).double()),
+        zero,
+        torch.ones_like(zero, dtype=torch.bool),
+        low,
+        high,
+        nodes,
+        neurons,
+        _sets(analysis.region),
+        parts,
+        rows_input,
+        rows_constant,
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([guard], dtype=torch.float64),
+    )
 
-    def root(self) -> Leaves:
-        """The problem without splits."""
-        nothing = torch.zeros(1, self.width, dtype=torch.float64)
-        return Leaves(nothing, self.start[None].clone(), nothing.clone())
 
-    def bound(self, leaves: Leaves) -> tuple[Tensor, Tensor]:
-        """Lower bounds of the functional, [leaves], and the coefficients of the open neurons' outputs."""
-        count = len(leaves.signs)
-        below = self.row.expand(count, -1)
-        reads, value = self.input.expand(count, -1), self.constant.expand(count)
-        found = []
-        for level, maps, inputs, constants in reversed(
-            list(zip(self.levels, self.maps, self.inputs, self.constants, strict=True))
-        ):
-            c, sign = below[:, level], leaves.signs[:, level]
-            held = (sign > 0).double()
-            lower = torch.where(sign == 0, leaves.t[:, level], held)
-            upper = torch.where(sign == 0, self.chord[level], held)
-            top = torch.where(sign == 0, self.top[level], 0.0)
-            value = value + (c.clamp(max=0) * top).sum(1)
-            c_in = c.clamp(min=0) * lower + c.clamp(max=0) * upper - sign * leaves.beta[:, level]
-            below, reads, value = below + c_in @ maps, reads + c_in @ inputs, value + c_in @ constants
-            found.insert(0, c)
-        return value + self._least(reads), torch.cat(found, 1) if found else below
+def _sets(region: Region) -> tuple[tuple[float, Tensor, Tensor], ...]:
+    """The sets whose intersection is the region: exponents of their dual norms, radii and middles."""
+    found = []
+    if region.norm == "linf" or region.clipped:
+        found.append((1.0, torch.from_numpy(region.radius)[None], torch.from_numpy(region.middle)[None]))
+    if region.norm != "linf":
+        radius = torch.full((1, 1), float(region.eps), dtype=torch.float64)
+        found.append((2.0 if region.norm == "l2" else torch.inf, radius, torch.from_numpy(region.x)[None]))
+    return tuple(found)
 
-    def _least(self, c: Tensor) -> Tensor:
-        """The least value of functionals of the input over the region."""
-        found = []
-        if self.region.norm == "linf" or self.region.clipped:
-            found.append(c @ self.middle - c.abs() @ self.radius)
-        if self.region.norm != "linf":
-            order = 2 if self.region.norm == "l2" else torch.inf
-            found.append(c @ self.x - float(self.region.eps) * torch.linalg.vector_norm(c, order, dim=1))
-        return torch.stack(found).amax(0)
+
+def _of_level(
+    analysis: Analysis, columns: list[tuple[int, int]], node: Tensor, neurons: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What some neurons of a relaxed node read."""
+    source = analysis.nodes[int(node)].inputs[0]
+    unit = np.zeros((len(neurons), analysis.nodes[source].size))
+    unit[np.arange(len(neurons)), neurons.numpy()] = 1
+    return _carried(analysis, columns, source, unit)
 
 
 def _carried(
     analysis: Analysis, columns: list[tuple[int, int]], start: int, coef: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a node as functions of the open neurons' outputs below it and of the input, plus constants."""
     parts, constant = np.zeros((len(coef), len(columns))), np.zeros(len(coef))
     pending = {start: coef}
@@ -140,4 +111,4 @@ def _carried(
             continue
         for source, part in zip(node.inputs, below, strict=True):
             pending[source] = pending[source] + part if source in pending else part
-    return parts, reads, constant
+    return torch.from_numpy(parts), torch.from_numpy(reads), torch.from_numpy(constant)

@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ironbound.certificate.relaxed import Leaves, Relaxed
+from ironbound.exact.split_ascent import Pace, climbed, climbed_on
+from ironbound.exact.split_bounds import Multipliers, confirmed
+from ironbound.exact.split_branching import chosen, halves, splittable
+from ironbound.exact.split_pool import Batch
+from ironbound.exact.split_relaxation import Relaxation
+from ironbound.exact.split_tightening import roots
 
-_ROOT, _CHILD = 80, 25  # steps of the ascent
-_RATE, _LEFT = 0.2, 0.05  # the first step of a slope, and what share of it is left at the last one
-_TRIED = 6  # neurons whose split is tried
+_ROOT, _CHILD = Pace(iterations=80), Pace(iterations=25, slope=0.2, beta=0.3)
 _TOGETHER = 32  # subproblems at a time
 _BITS = (1, 2, 4, 8)
+_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(eq=False)
@@ -22,124 +26,95 @@ class Node:
     """A node of a tree: a leaf with its multipliers, or a split with both of its sides.
 
     Attributes:
-        leaf: the leaf alone, where it is proved.
+        path: columns split above, from the root on.
+        leaf: the multipliers of the leaf alone, where it is proved.
         column: the split neuron.
         sides: where its input is at least 0, and at most 0.
-        path: columns split above, from the root on.
     """
 
     path: tuple[int, ...] = ()
-    leaf: Leaves | None = None
+    leaf: Multipliers | None = None
     column: int = -1
     sides: tuple[Node, ...] = ()
 
 
-def slopes(net: Relaxed, guard: float) -> tuple[int, Leaves] | None:
-    """Slopes that prove the functional positive, in as few bits as possible.
+def slopes(net: Relaxation) -> tuple[int, Multipliers] | None:
+    """Slopes that prove the functional above its guard, in as few bits as possible.
 
     Args:
         net: the relaxation.
-        guard: what the bound must exceed.
 
     Returns:
         Bits for a slope, and the slopes; None where none are found.
     """
-    best, _ = climbed(net, net.root(), _ROOT)
+    root = roots(net)
+    best = climbed(_endless(net), root.at, root.clause, _ROOT)
     for bits in _BITS:
-        if float(net.bound(best.rounded(bits))[0]) > guard:
-            return bits, best.rounded(bits)
+        kept = rounded(best.at, bits)
+        if bool(confirmed(net, kept) > net.guard):
+            return bits, kept
     return None
 
 
-def tree(net: Relaxed, guard: float, seconds: float, bits: int) -> Node | None:
+def tree(net: Relaxation, seconds: float, bits: int) -> Node | None:
     """Branch and bound until every leaf is proved.
 
     Args:
         net: the relaxation.
-        guard: what every leaf's bound must exceed.
         seconds: how long to search.
         bits: for a slope.
 
     Returns:
         The root; None where time ends, or nothing is left to split.
     """
-    end = time.monotonic() + seconds
-    root = Node()
-    queue, steps = [(root, net.root())], _ROOT
-    while queue:
+    end, pace = time.monotonic() + seconds, _ROOT
+    root, endless = Node(), _endless(net)
+    nodes, queue = [root], roots(net)
+    while nodes:
         if time.monotonic() > end:
             return None
-        nodes, given = [node for node, _ in queue[-_TOGETHER:]], _joined([at for _, at in queue[-_TOGETHER:]])
-        del queue[-_TOGETHER:]
-        leaves, _ = climbed(net, given, steps)
-        value, coefficients = net.bound(leaves.rounded(bits))
-        steps = _CHILD
-        for place in torch.nonzero(value > guard).flatten().tolist():
-            nodes[place].leaf = leaves.take(torch.tensor([place])).rounded(bits)
-        for place in torch.nonzero(~(value > guard)).flatten().tolist():
-            here = leaves.take(torch.tensor([place]))
-            column = _chosen(net, here, coefficients[place])
-            if column is None:
-                return None
-            node = nodes[place]
-            path = (*node.path, column)
-            node.column, node.sides = column, (Node(path), Node(path))
-            queue += [(side, _held(here, column, sign)) for side, sign in zip(node.sides, (1, -1), strict=True)]
+        first = max(0, len(nodes) - _TOGETHER)
+        here, nodes = nodes[first:], nodes[:first]
+        queue, given = (queue.take(part) for part in torch.arange(len(queue)).tensor_split([first]))
+        best = climbed_on(endless, given.at, given.clause, given.lower, pace)
+        pace, kept = _CHILD, rounded(best.at, bits)
+        proved = confirmed(net, kept) > net.guard
+        for place in torch.nonzero(proved).flatten().tolist():
+            here[place].leaf = kept.take(torch.tensor([place]))
+        if bool(proved.all()):
+            continue
+        left = Batch(best.value, given.clause, best.at).take(~proved)
+        if not bool(splittable(net, left.at.signs).any(1).all()):
+            return None
+        column = chosen(net, left.at, left.clause)
+        sides = _split([here[place] for place in torch.nonzero(~proved).flatten().tolist()], column)
+        queue = Batch.join([queue, Batch(left.lower.repeat(2), left.clause.repeat(2), halves(left.at, column))])
+        nodes += sides
     return root
 
 
-def climbed(net: Relaxed, leaves: Leaves, steps: int) -> tuple[Leaves, Tensor]:
-    """Raises the bounds of leaves over slopes and multipliers, by Adam's steps; the best met.
+def _split(nodes: list[Node], column: Tensor) -> list[Node]:
+    """Splits nodes; their upper sides, then their lower ones."""
+    for node, one in zip(nodes, column.tolist(), strict=True):
+        path = (*node.path, one)
+        node.column, node.sides = one, (Node(path), Node(path))
+    return [node.sides[side] for side in (0, 1) for node in nodes]
+
+
+def _endless(net: Relaxation) -> Relaxation:
+    """The same, where no bound is high enough to end an ascent: what is above the guard must stay so when rounded."""
+    return replace(net, guard=torch.full_like(net.guard, torch.inf))
+
+
+def rounded(at: Multipliers, bits: int) -> Multipliers:
+    """What a payload keeps of multipliers.
 
     Args:
-        net: the relaxation.
-        leaves: where to begin.
-        steps: how many.
+        at: multipliers.
+        bits: for a slope; a split's multiplier has 16.
 
     Returns:
-        Leaves and bounds.
+        The multipliers that will be read.
     """
-    t, beta = (part.clone().requires_grad_(True) for part in (leaves.t, leaves.beta))
-    best, top = leaves, torch.full((len(t),), -torch.inf, dtype=torch.float64)
-    if net.width == 0:
-        return leaves, net.bound(leaves)[0]
-    optimizer = torch.optim.Adam([{"params": [t]}, {"params": [beta]}], _RATE, betas=(0.7, 0.99), maximize=True)
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LEFT ** (1 / steps))
-    for _ in range(steps):
-        with torch.enable_grad():
-            value, _ = net.bound(replace(leaves, t=t, beta=beta))
-            optimizer.zero_grad()
-            value.sum().backward()
-        with torch.no_grad():
-            better = (value > top).unsqueeze(1)
-            best = replace(leaves, t=torch.where(better, t, best.t), beta=torch.where(better, beta, best.beta))
-            top = torch.maximum(top, value)
-            optimizer.step()
-            decay.step()
-            t.clamp_(0, 1)
-            beta.clamp_(min=0)
-    return best, top
-
-
-def _chosen(net: Relaxed, leaf: Leaves, coefficients: Tensor) -> int | None:
-    """The neuron whose split leaves the better worse side, among those where the relaxation costs most."""
-    c = coefficients.detach()
-    cost = torch.where(c < 0, -c * net.top, c * net.top * 0.5)
-    free = leaf.signs[0] == 0
-    count = min(_TRIED, int(free.sum()))
-    if count == 0:
-        return None
-    tried = torch.where(free, cost, -1.0).topk(count).indices.tolist()
-    both = _joined([_held(leaf, column, sign) for column in tried for sign in (1, -1)])
-    worse = net.bound(both)[0].reshape(-1, 2).amin(1)
-    return tried[int(worse.argmax())]
-
-
-def _held(leaf: Leaves, column: int, sign: int) -> Leaves:
-    signs = leaf.signs.clone()
-    signs[:, column] = sign
-    return replace(leaf, signs=signs)
-
-
-def _joined(parts: list[Leaves]) -> Leaves:
-    return Leaves(*(torch.cat([getattr(part, name) for part in parts]) for name in ("signs", "t", "beta")))
+    steps = 2**bits - 1
+    return replace(at, t=(at.t * steps).round() / steps, beta=at.beta.clamp(max=_HALF).half().double())
