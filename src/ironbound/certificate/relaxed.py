@@ -56,6 +56,8 @@ def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
         high,
         nodes,
         neurons,
+        torch.zeros_like(nodes),
+        torch.zeros(size, dtype=torch.int64),
         _sets(analysis.region),
         parts,
         rows_input,

@@ -107,16 +107,16 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     met = at.weight @ net.parts
     nu = -lines.signs * at.beta
     slope = torch.empty_like(met)
-    for columns, above in zip(net.levels[::-1], net.above[::-1], strict=True):
+    for columns, above in zip(net.levels[::-1], net.maps[::-1], strict=True):
         c = met[:, columns]
-        if len(above):
-            c.addmm_(nu[:, columns.stop :], above)
+        if columns.stop < net.width:
+            c = met[:, columns] = above.adjoint(c, nu[:, columns.stop :])
         slope[:, columns] = torch.where(c > 0, lower_slope[:, columns], upper_slope[:, columns])
         nu[:, columns].addcmul_(slope[:, columns], c)
     height = torch.where(met > 0, torch.addcmul(low[2], at.t, low[3]), torch.addcmul(up[2], at.t, up[3]))
     value = at.weight @ net.rows_constant + (met * height).sum(1) + nu @ net.constant
     value = value + (lines.signs * at.beta) @ net.knot
-    c = torch.addmm(at.weight @ net.rows_input, nu, net.input)
+    c = net.input_map.adjoint(at.weight @ net.rows_input, nu)
     least, point = lowest(net.sets, c)
     return Walk(value + least, met, slope, height, point)
 
@@ -164,12 +164,12 @@ def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
     Returns:
         The gradient.
     """
-    z = torch.addmm(net.constant, found.point, net.input.T)
+    z = net.input_map.forward(net.constant, found.point)
     out = torch.empty_like(z)
-    for columns, above in zip(net.levels, net.above, strict=True):
+    for columns, above in zip(net.levels, net.maps, strict=True):
         out[:, columns] = torch.addcmul(found.height[:, columns], found.slope[:, columns], z[:, columns])
-        if len(above):
-            z[:, columns.stop :].addmm_(out[:, columns], above.T)
+        if columns.stop < net.width:
+            z[:, columns.stop :] = above.forward(z[:, columns.stop :], out[:, columns])
     low, up = lines.lower, lines.upper
     positive = found.met > 0
     t = found.met * torch.where(positive, torch.addcmul(low[3], low[1], z), torch.addcmul(up[3], up[1], z))

@@ -37,7 +37,7 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
     def lines(line: Line) -> Line:
         return tuple(part[:first] for part in line)  # type: ignore[return-value]
 
-    columns = ("constant", "knot", "splittable", "low", "high", "nodes", "neurons", "input")
+    columns = ("constant", "knot", "splittable", "low", "high", "nodes", "neurons", "place", "input")
     return replace(
         net,
         **{name: getattr(net, name)[:first] for name in columns},
@@ -125,7 +125,7 @@ def _kept(net: Relaxation, kept: Tensor, reads: Tensor, source: Tensor, constant
             first += count
     inner = reads[:width][index][:, index]
     above = [inner[columns.stop :, columns] for columns in levels]
-    names = ("knot", "splittable", "low", "high", "nodes", "neurons")
+    names = ("knot", "splittable", "low", "high", "nodes", "neurons", "place")
     return replace(
         net,
         **{name: getattr(net, name)[index] for name in names},

@@ -7,6 +7,7 @@ network is carried backward again.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ironbound.bounding.alpha_dual import Ascent, Level
 from ironbound.bounding.alpha_rows import Functionals
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.methods import METHODS
+from ironbound.exact.block_maps import BlockMap, places
 from ironbound.exact.query import Clauses, Query
 from ironbound.ops.piecewise import PiecewiseLinear
 
@@ -38,6 +40,7 @@ class Relaxation:
         splittable: which neurons can be split, bool [columns].
         low, high: bounds of what each neuron reads, [columns]; infinite where it cannot be split.
         nodes, neurons: the relaxed node of each column and the flat index of the neuron in it, int64 [columns].
+        place, input_place: the region of its map or image that each column, each input element lies in, int64.
         sets: of the region, with flat radius and middle [1, input elements or 1].
         parts: what each row reads of the neurons, [rows, columns].
         rows_input: what each row reads of the input, [rows, input elements].
@@ -59,6 +62,8 @@ class Relaxation:
     high: Tensor
     nodes: Tensor
     neurons: Tensor
+    place: Tensor
+    input_place: Tensor
     sets: tuple[tuple[float, Tensor, Tensor], ...]
     parts: Tensor
     rows_input: Tensor
@@ -70,6 +75,17 @@ class Relaxation:
     def width(self) -> int:
         """The number of open neurons."""
         return len(self.constant)
+
+    @cached_property
+    def input_map(self) -> BlockMap:
+        """`input` as a map."""
+        return BlockMap(self.input, self.place, self.input_place)
+
+    @cached_property
+    def maps(self) -> tuple[BlockMap, ...]:
+        """`above` as maps."""
+        pairs = zip(self.levels, self.above, strict=True)
+        return tuple(BlockMap(above, self.place[level.stop :], self.place[level]) for level, above in pairs)
 
     def membership(self) -> Tensor:
         """Which rows belong to each clause, as 0 and 1, [clauses, rows]."""
@@ -134,7 +150,7 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
     for level in between.levels:
         levels.append(slice(first, first + level.lower[0].shape[-1]))
         first = levels[-1].stop
-    knots, splittable, nodes, neurons, ends = [], [], [], [], []
+    knots, splittable, nodes, neurons, place, ends = [], [], [], [], [], []
     for level, columns in zip(between.levels, levels, strict=True):
         knot, can = _kink(state, level)
         width = columns.stop - columns.start
@@ -145,6 +161,7 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         splittable.append(torch.full((width,), can, device=like.device))
         nodes.append(torch.full((width,), level.node, device=like.device))
         neurons.append(state.opened[level.node].neurons[0])
+        place.append(places(state.graph.nodes[level.node].shape).to(like.device)[neurons[-1]])
     outputs = clauses.outputs.reshape(-1, *state.graph.output_shape)
     everyone = torch.zeros(len(outputs), dtype=torch.int64, device=like.device)
     rows = output_rows(state, DenseRows(outputs, everyone))
@@ -171,6 +188,8 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         flat([high for _, high in ends], like.dtype),
         flat(nodes, torch.int64),
         flat(neurons, torch.int64),
+        flat(place, torch.int64),
+        places(tuple(like.shape[1:])).to(like.device),
         tuple((dual, radius[0], middle[0]) for dual, radius, middle in between.sets),
         like.new_zeros(0),
         like.new_zeros(0),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ironbound.bounding.threads import Result, over_examples
 from ironbound.exact.query import Budget, Query
 from ironbound.exact.split_ascent import CHILD, Best, Pace, climbed, climbed_on
 from ironbound.exact.split_attack import counterexample, steps_of_round
@@ -23,6 +24,7 @@ MEMORY = 1 << 30  # bytes of open subproblems and leaves, by default
 _ROOT = Pace(iterations=60)
 _LAST = Pace(iterations=40)
 _SECONDS = 1.0  # that a step should take at most
+_FEW = 16  # subproblems that a thread should have at least
 _HOPE = 0.35  # share of the subproblems that should be closed
 
 
@@ -48,7 +50,8 @@ class SignSearch:
         self.stuck = torch.zeros(clauses, dtype=torch.bool, device=net.constant.device)
         self.nodes = self.rounds = 0
         self.candidate: Tensor | None = None
-        self.most = step_length(self.net)
+        self.piece = 2 * step_length(self.net)
+        self.most = self.piece // 2 * torch.get_num_threads()
         self.length = 16
         start = roots(self.net)
         self.pool = Pool(start)
@@ -65,7 +68,7 @@ class SignSearch:
         """
         first = begin = time.monotonic()
         if self._start is not None:
-            self._enter(self._start, climbed(self.net, self._start.at, self._start.clause, _ROOT))
+            self._enter(self._start, *self._bounded(self._start, _ROOT))
             self._start = None
         while (why := self._stop()) is None:
             begin = time.monotonic()
@@ -109,14 +112,29 @@ class SignSearch:
         parents = parents.take(can)
         if len(parents) == 0:
             return
-        column = chosen(self.net, parents.at, parents.clause)
+        column = self._in_threads(lambda part: chosen(self.net, part.at, part.clause), parents)
         both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
-        self._enter(both, climbed_on(self.net, both.at, both.clause, both.lower, CHILD))
+        self._enter(both, *self._bounded(both, CHILD))
 
-    def _enter(self, batch: Batch, best: Best) -> None:
+    def _bounded(self, batch: Batch, pace: Pace) -> tuple[Tensor, Best]:
+        """Bounds of subproblems in float64, and what gives them."""
+
+        def work(part: Batch) -> tuple[Tensor, ...]:
+            best = climbed_on(self.net, part.at, part.clause, part.lower, pace)
+            at = best.at
+            return confirmed(self.exact, at), best.value, at.signs, at.t, at.beta, at.weight, best.point
+
+        exact, value, *at, point = self._in_threads(work, batch)
+        return exact, Best(value, Multipliers(*at), point)
+
+    def _in_threads(self, work: Callable[[Batch], Result], batch: Batch) -> Result:
+        length = min(self.piece, max(_FEW, -(-len(batch) // torch.get_num_threads())))
+        index = torch.arange(len(batch), device=batch.clause.device)
+        return over_examples(lambda part: work(batch.take(index[part])), len(batch), length, index.device)
+
+    def _enter(self, batch: Batch, value: Tensor, best: Best) -> None:
         """Closes what is above its guard and queues the rest, after a look for counterexamples."""
         self.nodes += len(batch)
-        value = confirmed(self.exact, best.at)
         closed = value > self.exact.guard[batch.clause]
         self._close(batch.clause[closed], value[closed], best.at.take(closed))
         # a side of a split is part of the whole, whose bound holds for it as well

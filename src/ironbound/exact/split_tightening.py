@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ironbound.bounding.memory import CACHE
+from ironbound.bounding.threads import over_examples
 from ironbound.exact.query import Budget
 from ironbound.exact.split_ascent import CHILD, Pace, climbed_on
 from ironbound.exact.split_bounds import Multipliers, confirmed, fixed, walk
@@ -75,19 +76,21 @@ class SideBySide:
 
     def _bounded(self, batch: Batch, pace: Pace) -> Batch:
         """What stays open of subproblems; where the time is up they keep the bounds that they have."""
-        left = []
-        for piece in torch.arange(len(batch), device=batch.clause.device).split(step_length(self.net)):
-            part = batch.take(piece)
+
+        def work(part: slice) -> tuple[Tensor, ...]:
+            one = batch.take(index[part])
             if self.budget.left() <= 0:
-                left.append(part)
-                continue
-            best = climbed_on(self.net, part.at, part.clause, part.lower, pace)
-            value = torch.maximum(confirmed(self.exact, best.at), part.lower)
-            done = value > self.exact.guard[part.clause]
-            self.closed = self.closed.scatter_reduce(0, part.clause[done], value[done], "amin")
-            self.leaves.add(part.clause[done], best.at.take(done))
-            left.append(Batch(value, part.clause, best.at).take(~done))
-        return Batch.join(left)
+                return one.lower, one.at.t, one.at.beta, one.at.weight
+            at = climbed_on(self.net, one.at, one.clause, one.lower, pace).at
+            return torch.maximum(confirmed(self.exact, at), one.lower), at.t, at.beta, at.weight
+
+        index = torch.arange(len(batch), device=batch.clause.device)
+        value, *rest = over_examples(work, len(batch), step_length(self.net), index.device)
+        found = Batch(value, batch.clause, Multipliers(batch.at.signs, *rest))
+        done = value > self.exact.guard[found.clause]
+        self.closed = self.closed.scatter_reduce(0, found.clause[done], value[done], "amin")
+        self.leaves.add(found.clause[done], found.at.take(done))
+        return found.take(~done)
 
     def step(self) -> bool:
         """Splits the worst subproblem of each open clause; whether there was any to split."""
@@ -95,11 +98,12 @@ class SideBySide:
         parents, rest = self.open.take(taken), self.open.take(~taken)
         if len(parents) == 0:
             return False
-        column = torch.cat(
-            [
-                chosen(self.net, parents.at.take(piece), parents.clause[piece])
-                for piece in torch.arange(len(parents), device=taken.device).split(step_length(self.net))
-            ]
+        index = torch.arange(len(parents), device=taken.device)
+        column = over_examples(
+            lambda part: chosen(self.net, parents.at.take(index[part]), parents.clause[part]),
+            len(parents),
+            step_length(self.net),
+            index.device,
         )
         both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
         self.open = Batch.join([rest, self._bounded(both, CHILD)])
