@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ from torch import nn
 
 from exact.split_cases import Problem, exact_minimum, near, problem
 from ironbound.bounding.alpha_dual import Ascent
+from ironbound.capture import capture
+from ironbound.data import load
 from ironbound.exact import split_branching, split_search
 from ironbound.exact.query import Budget, Query
+from ironbound.exact.search import label_query
 from ironbound.exact.split import split
 from ironbound.exact.split_recheck import recheck
 from ironbound.exact.split_relaxation import relaxed
 from ironbound.exact.split_search import SignSearch
 from ironbound.exact.split_tree import covers
+from ironbound.models import build, load_weights
 from ironbound.regions import L1Ball, L2Ball, LinfBall
 
 FREE = Budget()
@@ -239,3 +244,14 @@ def test_a_dropped_leaf_is_no_proof() -> None:
             weight=tree.weight[rest],
         )
         assert float(recheck(query, fewer)) == -torch.inf
+
+
+def test_deep_subproblems_do_not_stay_where_their_parents_were(shared: Path) -> None:
+    """Image 4211 of the released network: a few steps for each side of a split left it open for an hour."""
+    model = load_weights(build("small"), shared / "models" / "wong_kolter_mnist_small.pth").double().eval()
+    image = load("mnist", "test", shared / "data" / "mnist", limit=4212)[4211:]
+    x, label = image.inputs.double(), int(image.labels[0])
+    query = label_query(capture(model, x), LinfBall(x, 0.1), label, torch.tensor([5]), 1e-8)
+    found = split(query, Budget(nodes=20_000))
+    assert found.why == "proved"
+    assert float(found.lower) > 1e-8

@@ -14,7 +14,7 @@ from exact.split_cases import problem
 from ironbound.bounding.alpha_dual import Ascent
 from ironbound.capture import capture
 from ironbound.exact.query import Query
-from ironbound.exact.split_ascent import Pace, climbed, onto_simplex
+from ironbound.exact.split_ascent import Pace, climbed, climbed_on, onto_simplex
 from ironbound.exact.split_bounds import Multipliers, confirmed, fixed, gradient, walk
 from ironbound.exact.split_branching import chosen, halves
 from ironbound.exact.split_leaf import solved
@@ -205,6 +205,21 @@ def test_a_number_that_is_none_is_no_bound(value: float) -> None:
     broken = replace(net, rows_constant=torch.full_like(net.rows_constant, value))
     assert bool((climbed(broken, at, clause, Pace(3)).value == -torch.inf).all())
     assert bool((confirmed(broken, at) == -torch.inf).all())
+
+
+def test_what_an_ascent_leaves_at_its_floor_climbs_on() -> None:
+    _, net = _network(2, (1,))
+    at, clause = _random(net, 12, 5)
+    first = Pace(iterations=1)
+    short = climbed(net, at, clause, first)
+    floor = short.value.clone()
+    floor[::2] -= 1.0  # these have risen above their parents
+    found = climbed_on(net, at, clause, floor, first)
+    assert found.value[::2].equal(short.value[::2])
+    assert (found.value >= short.value).all()
+    still = (short.value <= net.guard[clause])[1::2]
+    assert (found.value > short.value)[1::2][still].any()
+    torch.testing.assert_close(confirmed(net, found.at), found.value)
 
 
 def test_shares_are_projected_onto_the_simplex() -> None:
