@@ -61,7 +61,7 @@ def test_a_closed_neuron_taken_out_changes_no_bound(seed: int) -> None:
     other = Multipliers(signs[:, kept], at.t[:, kept], at.beta[:, kept], at.weight)
     whole, part = walk(closed, fixed(closed, signs), at), walk(small, fixed(small, other.signs), other)
     torch.testing.assert_close(part.value, whole.value, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(part.point, whole.point)
+    torch.testing.assert_close(part.reads, whole.reads)
 
 
 def test_new_bounds_give_the_lines_of_a_fresh_relaxation() -> None:

@@ -33,7 +33,7 @@ class Pace:
     last: float = 0.1
 
 
-CHILD = Pace(iterations=8, slope=0.1, beta=0.6)  # of a side of a split, which goes on from the whole's multipliers
+CHILD = Pace(iterations=5, slope=0.1, beta=0.6)  # of a side of a split, which goes on from the whole's multipliers
 _STALLED = Pace(iterations=40, slope=0.1, beta=0.6)  # of one that these steps leave where the whole was
 
 
@@ -44,12 +44,10 @@ class Best:
     Attributes:
         value: [n]; -inf where nothing finite was found.
         at: what gives it.
-        point: the input where it is taken, [n, input elements].
     """
 
     value: Tensor
     at: Multipliers
-    point: Tensor
 
     def entered(self, index: Tensor, part: Best) -> Best:
         """The same with other bounds for some of the subproblems, by int64 index; none is lower than it was."""
@@ -58,7 +56,7 @@ class Best:
             return whole.index_copy(0, index, new)
 
         at = Multipliers(*(one(getattr(self.at, f.name), getattr(part.at, f.name)) for f in fields(Multipliers)))
-        return Best(one(self.value, part.value), at, one(self.point, part.point))
+        return Best(one(self.value, part.value), at)
 
 
 class _Climb:
@@ -70,11 +68,10 @@ class _Climb:
         self.rows = net.membership()[clause]
         self.value = torch.full_like(at.weight[:, 0], -torch.inf)
         self.kept = at
-        self.point = net.input.new_zeros((len(clause), net.input.shape[1]))
         self.mean = self.square = None
         self.scale: Tensor | None = None
 
-    def look(self) -> tuple[Walk, Slopes]:
+    def look(self) -> Walk:
         """Bounds at the present multipliers; keeps what is better."""
         found = walk(self.net, self.lines, self.at)
         better = (found.value > self.value) & torch.isfinite(found.value)  # an overflow is no bound
@@ -86,12 +83,12 @@ class _Climb:
             torch.where(one, self.at.beta, self.kept.beta),
             torch.where(one, self.at.weight, self.kept.weight),
         )
-        self.point = torch.where(one, found.point, self.point)
-        return found, gradient(self.net, self.lines, found)
+        return found
 
     def step(self, count: int, pace: Pace) -> None:
         """One step with moments per multiplier, projected onto what is allowed."""
-        found, slopes = self.look()
+        found = self.look()
+        slopes = gradient(self.net, self.lines, found)
         if self.scale is None:
             size = torch.empty_like(found.met)
             for columns in self.net.levels:
@@ -125,7 +122,7 @@ class _Climb:
         """Goes on with some of the subproblems only."""
         self.at, self.kept = self.at.take(index), self.kept.take(index)
         self.lines = fixed(self.net, self.at.signs)
-        for name in ("rows", "value", "point", "scale"):
+        for name in ("rows", "value", "scale"):
             setattr(self, name, getattr(self, name)[index])
         assert self.mean is not None and self.square is not None
         self.mean, self.square = [m[index] for m in self.mean], [s[index] for s in self.square]
@@ -145,11 +142,11 @@ def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Bes
     """
     climb = _Climb(net, at, clause)
     index = torch.arange(len(clause), device=clause.device)
-    value, point = climb.value.clone(), climb.point.clone()
+    value = climb.value.clone()
     kept = [at.t.clone(), at.beta.clone(), at.weight.clone()]
 
     def enter() -> None:
-        value[index], point[index] = climb.value, climb.point
+        value[index] = climb.value
         for whole, part in zip(kept, (climb.kept.t, climb.kept.beta, climb.kept.weight), strict=True):
             whole[index] = part
 
@@ -166,7 +163,7 @@ def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Bes
     if len(index):
         climb.look()
         enter()
-    return Best(value, Multipliers(at.signs, *kept), point)
+    return Best(value, Multipliers(at.signs, *kept))
 
 
 def climbed_on(net: Relaxation, at: Multipliers, clause: Tensor, floor: Tensor, first: Pace) -> Best:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ironbound.exact.query import Query
 
-_POINTS = 8  # of the worst subproblems of a round
+POINTS = 8  # of the worst subproblems of a round
 _FIRST, _LAST = 0.3, 0.006  # steps as shares of the radius
 
 
@@ -31,7 +31,7 @@ def counterexample(query: Query, points: Tensor, clause: Tensor, value: Tensor, 
     """
     if len(points) == 0:
         return None
-    worst = torch.topk(value, min(_POINTS, len(value)), largest=False).indices
+    worst = torch.topk(value, min(POINTS, len(value)), largest=False).indices
     region = query.region[torch.zeros(len(worst), dtype=torch.int64, device=points.device)]
     x = region.project(points[worst].reshape(-1, *query.region.shape))
     aim = clause[worst].unsqueeze(1)

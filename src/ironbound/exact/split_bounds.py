@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironbound.bounding.alpha_dual import lowest
+from ironbound.bounding.alpha_dual import least, lowest
 from ironbound.exact.split_relaxation import Relaxation
 
 
@@ -81,14 +81,14 @@ class Walk:
         value: lower bounds, [n].
         met: coefficients of the neurons' outputs, [n, columns].
         slope, height: the line that each neuron took, [n, columns].
-        point: the input where the bound is taken, [n, input elements].
+        reads: coefficients of the input, [n, input elements].
     """
 
     value: Tensor
     met: Tensor
     slope: Tensor
     height: Tensor
-    point: Tensor
+    reads: Tensor
 
 
 def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
@@ -117,8 +117,12 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     value = at.weight @ net.rows_constant + (met * height).sum(1) + nu @ net.constant
     value = value + (lines.signs * at.beta) @ net.knot
     c = net.input_map.adjoint(at.weight @ net.rows_input, nu)
-    least, point = lowest(net.sets, c)
-    return Walk(value + least, met, slope, height, point)
+    return Walk(value + least(net.sets, c), met, slope, height, c)
+
+
+def points(net: Relaxation, at: Multipliers) -> Tensor:
+    """The inputs where the bounds of subproblems are taken, [n, input elements]."""
+    return lowest(net.sets, walk(net, fixed(net, at.signs), at).reads)[1]
 
 
 def confirmed(net: Relaxation, at: Multipliers) -> Tensor:
@@ -164,7 +168,8 @@ def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
     Returns:
         The gradient.
     """
-    z = net.input_map.forward(net.constant, found.point)
+    point = lowest(net.sets, found.reads)[1]
+    z = net.input_map.forward(net.constant, point)
     out = torch.empty_like(z)
     for columns, above in zip(net.levels, net.maps, strict=True):
         out[:, columns] = torch.addcmul(found.height[:, columns], found.slope[:, columns], z[:, columns])
@@ -173,5 +178,5 @@ def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
     low, up = lines.lower, lines.upper
     positive = found.met > 0
     t = found.met * torch.where(positive, torch.addcmul(low[3], low[1], z), torch.addcmul(up[3], up[1], z))
-    rows = net.rows_constant + out @ net.parts.T + found.point @ net.rows_input.T
+    rows = net.rows_constant + out @ net.parts.T + point @ net.rows_input.T
     return Slopes(t, lines.signs * (net.knot - z), rows, z)

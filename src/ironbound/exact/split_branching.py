@@ -8,7 +8,7 @@ from torch import Tensor
 from ironbound.exact.split_bounds import Multipliers, Slopes, Walk, fixed, gradient, walk
 from ironbound.exact.split_relaxation import Relaxation
 
-CANDIDATES = 4
+CANDIDATES = 8
 
 
 def splittable(net: Relaxation, signs: Tensor) -> Tensor:
@@ -59,6 +59,9 @@ def halves(at: Multipliers, column: Tensor) -> Multipliers:
 def chosen(net: Relaxation, at: Multipliers, clause: Tensor, candidates: int = CANDIDATES) -> Tensor:
     """The neuron that each subproblem is split at.
 
+    The side that gains more counts, its gain up to the guard: one that closes, or nearly so, leaves a single subproblem
+    to go on with. The usual choice, the gain of the worse side, takes about twice as many subproblems on oval21.
+
     Source: De Palma et al. (2021), "Improved branch and bound for neural network verification via Lagrangian
     decomposition", section 4 (filtered smart branching); Bunel et al. (2020) for the score's idea.
 
@@ -81,6 +84,6 @@ def chosen(net: Relaxation, at: Multipliers, clause: Tensor, candidates: int = C
         after = walk(net, fixed(net, both.signs), both).value
         gain = (torch.minimum(after, net.guard[clause].repeat(2)) - found.value.repeat(2)).clamp(min=1e-6)
         up, down = gain.chunk(2)
-        gains.append(torch.minimum(up, down) + 0.1 * torch.maximum(up, down))
+        gains.append(torch.maximum(up, down) + 0.1 * torch.minimum(up, down))
     rank = torch.where(torch.isfinite(best.values), torch.stack(gains, 1), -torch.inf).argmax(1, keepdim=True)
     return best.indices.gather(1, rank).squeeze(1)

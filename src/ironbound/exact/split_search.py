@@ -11,8 +11,8 @@ from torch import Tensor
 from ironbound.bounding.threads import Result, over_examples
 from ironbound.exact.query import Budget, Query
 from ironbound.exact.split_ascent import CHILD, Best, Pace, climbed, climbed_on
-from ironbound.exact.split_attack import counterexample, steps_of_round
-from ironbound.exact.split_bounds import Multipliers, confirmed
+from ironbound.exact.split_attack import POINTS, counterexample, steps_of_round
+from ironbound.exact.split_bounds import Multipliers, confirmed, points
 from ironbound.exact.split_branching import chosen, halves, splittable
 from ironbound.exact.split_leaf import solved
 from ironbound.exact.split_pool import Batch, Pool
@@ -50,8 +50,8 @@ class SignSearch:
         self.stuck = torch.zeros(clauses, dtype=torch.bool, device=net.constant.device)
         self.nodes = self.rounds = 0
         self.candidate: Tensor | None = None
-        self.piece = 2 * step_length(self.net)
-        self.most = self.piece // 2 * torch.get_num_threads()
+        self._piece = 2 * step_length(self.net)
+        self.most = self._piece // 2 * torch.get_num_threads()
         self.length = 16
         start = roots(self.net)
         self.pool = Pool(start)
@@ -122,13 +122,13 @@ class SignSearch:
         def work(part: Batch) -> tuple[Tensor, ...]:
             best = climbed_on(self.net, part.at, part.clause, part.lower, pace)
             at = best.at
-            return confirmed(self.exact, at), best.value, at.signs, at.t, at.beta, at.weight, best.point
+            return confirmed(self.exact, at), best.value, at.signs, at.t, at.beta, at.weight
 
-        exact, value, *at, point = self._in_threads(work, batch)
-        return exact, Best(value, Multipliers(*at), point)
+        exact, value, *at = self._in_threads(work, batch)
+        return exact, Best(value, Multipliers(*at))
 
     def _in_threads(self, work: Callable[[Batch], Result], batch: Batch) -> Result:
-        length = min(self.piece, max(_FEW, -(-len(batch) // torch.get_num_threads())))
+        length = min(self._piece, max(_FEW, -(-len(batch) // torch.get_num_threads())))
         index = torch.arange(len(batch), device=batch.clause.device)
         return over_examples(lambda part: work(batch.take(index[part])), len(batch), length, index.device)
 
@@ -140,13 +140,20 @@ class SignSearch:
         # a side of a split is part of the whole, whose bound holds for it as well
         left = Batch(torch.maximum(value, batch.lower), batch.clause, best.at).take(~closed)
         self.rounds += 1
-        self._attack(best.point[~closed], left.clause, left.lower, steps_of_round(self.rounds))
+        self._attack_near(left)
         self.pool.add(left)
 
-    def _attack(self, points: Tensor, clause: Tensor, value: Tensor, steps: int) -> None:
+    def _attack_near(self, open_ones: Batch) -> None:
+        """Looks for a counterexample near the points where the lowest bounds are taken."""
+        worst = torch.topk(open_ones.lower, min(POINTS, len(open_ones)), largest=False).indices
+        if len(worst):
+            one = open_ones.take(worst)
+            self._attack(points(self.net, one.at), one.clause, one.lower, steps_of_round(self.rounds))
+
+    def _attack(self, near: Tensor, clause: Tensor, value: Tensor, steps: int) -> None:
         """Looks for a counterexample near points, until there is one."""
         if self.candidate is None:
-            found = counterexample(self.query, points.to(self.query.region.dtype), clause, value, steps)
+            found = counterexample(self.query, near.to(self.query.region.dtype), clause, value, steps)
             if found is not None and (self.accept is None or self.accept(found)):
                 self.candidate = found
 
@@ -159,12 +166,13 @@ class SignSearch:
         at = Multipliers(*(part.double() for part in (one.at.signs, one.at.t, one.at.beta, one.at.weight)))
         leaf = solved(self.exact, at, int(one.clause))
         best = climbed(self.exact, at if leaf is None else leaf.at, one.clause, _LAST)
-        points = best.point if leaf is None else torch.cat([leaf.point, best.point])
+        near = points(self.exact, best.at)
+        near = near if leaf is None else torch.cat([leaf.point, near])
         value = confirmed(self.exact, best.at)
         if bool(value > self.exact.guard[one.clause]):
             self._close(one.clause, value, best.at)
             return
         self.done = self.done.scatter_reduce(0, one.clause, torch.maximum(value, one.lower), "amin")
         self.stuck[one.clause] = True
-        clause, values = (part.expand(len(points)) for part in (one.clause, value))
-        self._attack(points, clause, values, 40)
+        clause, values = (part.expand(len(near)) for part in (one.clause, value))
+        self._attack(near, clause, values, 40)
