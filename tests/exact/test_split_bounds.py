@@ -247,6 +247,28 @@ def test_a_split_divides_in_two() -> None:
             assert torch.equal(half[others], at.signs[k, others])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_chosen_neuron_has_the_side_that_gains_most(seed: int) -> None:
+    _, net = _network(seed, (2, 1))
+    net = replace(net, guard=net.guard + 0.5 * seed)
+    at, clause = _random(net, 5, seed, 0.3)
+    before = walk(net, fixed(net, at.signs), at).value
+    best = chosen(net, at, clause, net.width)
+    for k in range(5):
+        worth = {}
+        for column in torch.nonzero(net.splittable & (at.signs[k] == 0)).flatten().tolist():
+            gains = []
+            for sign in (1.0, -1.0):
+                one = at.take(torch.tensor([k]))
+                signs, beta = one.signs.clone(), one.beta.clone()
+                signs[0, column], beta[0, column] = sign, 0.0
+                half = Multipliers(signs, one.t, beta, one.weight)
+                after = walk(net, fixed(net, signs), half).value[0]
+                gains.append(max(1e-6, float(torch.minimum(after, net.guard[clause[k]]) - before[k])))
+            worth[column] = max(gains) + 0.1 * min(gains)
+        assert worth[int(best[k])] == pytest.approx(max(worth.values()), rel=1e-9)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), min_size=0, max_size=12), st.integers(0, 10**6))
 def test_a_tree_covers_and_one_leaf_less_does_not(splits: list[tuple[int, int]], drop: int) -> None:
     leaves = [torch.zeros(6, dtype=torch.int8)]
