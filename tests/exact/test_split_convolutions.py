@@ -125,7 +125,7 @@ def test_neurons_searched_on_two_threads_have_the_bounds_of_one() -> None:
     _, net = _network()
     last = net.levels[-1]
     which = torch.nonzero(is_open(net)).squeeze(1)
-    which = which[which >= last.start]
+    which = which[which >= last.start][:20]
     assert len(which) > 2
 
     def bounds() -> torch.Tensor:
