@@ -88,8 +88,10 @@ def threads() -> Iterator[None]:
 def _search(net: Relaxation) -> SignSearch:
     query, _ = _network()
     search = SignSearch(query, Budget(), net)
+    start = search._start
+    assert start is not None
     with torch.no_grad():
-        search._enter(search._start, *search._bounded(search._start, Pace(iterations=60)))  # type: ignore[arg-type]
+        search._enter(start, *search._bounded(start, Pace(iterations=60)))
         for _ in range(3):
             search.length = 64
             search._step()

@@ -164,15 +164,6 @@ def block_of(layout: Layout, rows: Functionals, levels: tuple[Level, ...]) -> Bl
     return Block(parts, layout.block(rows.input), layout.block(rows.constant))
 
 
-def least(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> Tensor:
-    """The value of `lowest` alone, for sets of one example: [n] of functionals [n, input elements]."""
-    found = []
-    for dual, radius, middle in sets:
-        length = torch.linalg.vector_norm(c * radius, dual, dim=-1) if c.shape[-1] else c.sum(-1)
-        found.append(torch.sub((c * middle).sum(-1), length))
-    return torch.stack(found).amax(0)
-
-
 def lowest(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> tuple[Tensor, Tensor]:
     """The least value of functionals over each set, the largest over the sets, and the point where it is taken."""
     value = point = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironbound.bounding.alpha_dual import least, lowest
+from ironbound.bounding.alpha_dual import lowest
 from ironbound.exact.split_relaxation import Relaxation
 
 
@@ -117,7 +117,16 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     value = at.weight @ net.rows_constant + (met * height).sum(1) + nu @ net.constant
     value = value + (lines.signs * at.beta) @ net.knot
     c = net.input_map.adjoint(at.weight @ net.rows_input, nu)
-    return Walk(value + least(net.sets, c), met, slope, height, c)
+    return Walk(value + _least(net.sets, c), met, slope, height, c)
+
+
+def _least(sets: tuple[tuple[float, Tensor, Tensor], ...], c: Tensor) -> Tensor:
+    """The value of `lowest` alone, for sets of one example: [n] of functionals [n, input elements]."""
+    found = []
+    for dual, radius, middle in sets:
+        length = torch.linalg.vector_norm(c * radius, dual, dim=-1) if c.shape[-1] else c.sum(-1)
+        found.append((c * middle).sum(-1) - length)
+    return torch.stack(found).amax(0)
 
 
 def points(net: Relaxation, at: Multipliers) -> Tensor:
