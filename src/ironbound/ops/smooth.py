@@ -168,20 +168,16 @@ class Gated(Smooth):
 
     def stationary(self, slope: Tensor) -> list[Tensor]:
         """The roots of f' = slope on the three monotone pieces by bisection (an end of a piece where it has none)."""
-        points = []
         with torch.no_grad():
-            for left, right, rising in (
-                (-self.span, -self.bend, False),
-                (-self.bend, self.bend, True),
-                (self.bend, self.span, False),
-            ):
-                low, high = torch.full_like(slope, left), torch.full_like(slope, right)
-                for _ in range(60 if slope.dtype == torch.float64 else 32):
-                    middle = (low + high) / 2
-                    go_right = (self.derivative(middle) < slope) == rising
-                    low, high = torch.where(go_right, middle, low), torch.where(go_right, high, middle)
-                points.append((low + high) / 2)
-        return points
+            axis = (3, *[1] * slope.dim())  # the pieces side by side
+            low = slope.new_tensor((-self.span, -self.bend, self.bend)).reshape(axis).expand(3, *slope.shape)
+            high = slope.new_tensor((-self.bend, self.bend, self.span)).reshape(axis).expand(3, *slope.shape)
+            rising = torch.tensor((False, True, False), device=slope.device).reshape(axis)
+            for _ in range(60 if slope.dtype == torch.float64 else 32):
+                middle = (low + high) / 2
+                go_right = (self.derivative(middle) < slope) == rising
+                low, high = torch.where(go_right, middle, low), torch.where(go_right, high, middle)
+            return list(((low + high) / 2).unbind())
 
 
 @dataclass(frozen=True, eq=False)
