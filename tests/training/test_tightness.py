@@ -15,7 +15,7 @@ from ironbound.bounding import margins
 from ironbound.bounding.perturbation import LINEAR_METHODS, optimal_perturbation
 from ironbound.errors import InputError, UnsupportedOperatorError
 from ironbound.regions import L2Ball, LinfBall, Region, ball
-from ironbound.training.losses.bounded import robust
+from ironbound.training.losses.bounded import crown_ibp, robust
 from ironbound.training.losses.tightness import tight, tightness_d, tightness_r
 from laws.exact import exact_minimum
 from laws.writeup import Input, dense_layers, dual_bounds
@@ -239,6 +239,18 @@ def test_the_loss_is_the_sum_of_its_terms(method: str) -> None:
     weighted = tight(model, region, labels, 0.2, 3.0, method, weights=weights)
     alone = [tight(model, region[i : i + 1], labels[i : i + 1], 0.2, 3.0, method).value for i in range(3)]
     torch.testing.assert_close(weighted.value, (2 * alone[0] + 0.5 * alone[2]) / 3, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_with_beta_it_is_crown_ibp_with_the_regularizers(beta: float) -> None:
+    build, shape = NETWORKS["convolutional"]
+    model, labels = build().eval(), torch.tensor([0, 2, 1])
+    region = LinfBall(torch.rand(3, *shape), 0.05)
+    base, r = crown_ibp(model, region, labels, beta), tightness_r(model, region, labels, "crown-ibp")
+    for gamma in (0.0, 3.0):
+        found = tight(model, region, labels, 0.0, gamma, "crown-ibp", beta=beta)
+        torch.testing.assert_close(found.value, base.value + gamma * r, rtol=1e-5, atol=1e-5)
+        assert bool((found.wrong == base.wrong).all())
 
 
 def test_a_step_against_r_lowers_it() -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ironbound.bounding import check_labels
+from ironbound.bounding import check_labels, margins
 from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.lines import LinesState
 from ironbound.bounding.perturbation import (
@@ -29,7 +29,7 @@ from ironbound.bounding.projection import projected_state
 from ironbound.errors import InputError, UnsupportedOperatorError
 from ironbound.ops.piecewise import PiecewiseLinear
 from ironbound.regions import Region
-from ironbound.training.losses.loss import Loss, as_used, robust_cross_entropy, unproved, weighted
+from ironbound.training.losses.loss import Loss, as_used, check_share, robust_cross_entropy, unproved, weighted
 
 # (number of random projections or None for exact bounds, their kind, generator)
 ProjectionOptions = tuple[int | None, Literal["cauchy", "normal"] | None, torch.Generator | None]
@@ -117,13 +117,16 @@ def tight(
     projections: int | None = None,
     projection: Literal["cauchy", "normal"] | None = None,
     generator: torch.Generator | None = None,
+    beta: float = 1.0,
     weights: Tensor | None = None,
 ) -> Loss:
     """Robust cross-entropy of a linear relaxation + lambda d + gamma r, on one relaxation; wrong: not proved.
 
-    With projections the margins are estimates.
+    With `method="crown-ibp"` and beta falling from 1 to 0 it is CROWN-IBP with these regularizers. With projections
+    the margins are estimates.
 
-    Source: Zhu et al. (2020), equation (10); the defaults are those of its "small" networks.
+    Source: Zhu et al. (2020), equation (10), and section 5 for CROWN-IBP; the defaults are those of its "small"
+    networks.
 
     Args:
         model: the network; in training mode its batch norm takes the statistics of the centers.
@@ -135,6 +138,7 @@ def tight(
         projections: number of random projections that estimate the inner bounds instead (method "dual" only).
         projection: as for `robust`.
         generator: as for `robust`.
+        beta: weight of this method's margins, in [0, 1]; the rest is that of interval margins.
         weights: of the examples, [batch], or None for 1.
 
     Returns:
@@ -147,19 +151,32 @@ def tight(
     for name, weight in (("lambda_", lambda_), ("gamma", gamma)):
         if not 0 <= weight < float("inf"):
             raise InputError(f"{name} must be a finite number >= 0, got {weight}")
+    check_share("beta", beta)
+    regular = lambda_ > 0 or gamma > 0
+    terms = plain = None
     with as_used(model, region):
-        estimate = (projections, projection, generator)
-        terms = _terms(model, region, labels, method, estimate, network=lambda_ > 0 or gamma > 0)
-    margins = terms.margins()
-    each = robust = robust_cross_entropy(margins, terms.labels)
+        if beta > 0 or regular:
+            terms = _terms(model, region, labels, method, (projections, projection, generator), network=regular)
+        if beta < 1:
+            plain = margins(model, region, labels, "interval")
+    lower = _mixture(terms, plain, beta)
+    each = robust = robust_cross_entropy(lower, labels)
     parts = {"robust": robust.mean().item()}
-    if lambda_ > 0:
+    if terms is not None and lambda_ > 0:
         d = terms.gap()
         each, parts["d"] = each + lambda_ * d, d.mean().item()
-    if gamma > 0:
+    if terms is not None and gamma > 0:
         r = terms.distance()
         each, parts["r"] = each + gamma * r, r.mean().item()
-    return weighted(each, unproved(margins, terms.labels), weights, parts)
+    return weighted(each, unproved(lower, labels), weights, parts)
+
+
+def _mixture(terms: _Terms | None, plain: Tensor | None, beta: float) -> Tensor:
+    """Beta * the relaxation's margins + (1 - beta) * interval margins, with the ends exact."""
+    if plain is None or beta == 1:
+        assert terms is not None
+        return terms.margins()
+    return plain if terms is None or beta == 0 else beta * terms.margins() + (1 - beta) * plain
 
 
 @dataclass(frozen=True, eq=False)
