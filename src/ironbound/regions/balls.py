@@ -1,231 +1,20 @@
-"""Input regions: what an attacker may do to each example of a batch. ε is in the units of the data as loaded."""
+"""Norm balls around each example, possibly clipped to the range of the data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ironbound.errors import InputError
-
-Radius = float | Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Set:
-    """{center + offset + d : ||d / radius||_p <= 1}, one convex set per example; its support is a (dual) norm.
-
-    Attributes:
-        dual: the order q of the dual norm, 1 / p + 1 / q = 1: 1 for boxes, 2 for l2, inf for l1 balls.
-        radius: broadcastable to [batch, *shape].
-        offset: middle of the set minus the region's center, [batch, *shape], or None for 0.
-    """
-
-    dual: float
-    radius: Tensor
-    offset: Tensor | None = None
-
-
-class Region:
-    """A convex set of inputs around each example of a batch.
-
-    Every bound needs only the support function: for coefficients c, how far can c · (x' - center) fall and rise?
-
-    Attributes:
-        center: [batch, *shape].
-        norm: "linf", "l2", "l1" or "box".
-        clip: range that every input element is limited to, or None.
-    """
-
-    norm: str
-
-    def __init__(self, center: Tensor, clip: tuple[float, float] | None) -> None:
-        self.center = center
-        self.clip = clip
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return tuple(self.center.shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating point type of the center."""
-        return self.center.dtype
-
-    def __len__(self) -> int:
-        return len(self.center)
-
-    def sets(self) -> tuple[Set, ...]:
-        """Sets whose intersection contains the region (for most regions, exactly one, and equal to it)."""
-        raise NotImplementedError
-
-    def box(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper end, [batch, *shape], of the smallest box around the region of each example."""
-        raise NotImplementedError
-
-    def __getitem__(self, index: slice | Tensor) -> Region:
-        """The region of some of the examples."""
-        raise NotImplementedError
-
-    def to(self, *args: Any, **kwargs: Any) -> Region:
-        """The same region in another dtype or on another device (arguments of `torch.Tensor.to`)."""
-        raise NotImplementedError
-
-    def project(self, points: Tensor) -> Tensor:
-        """A point of the region near each of `points` [batch, *shape]; the nearest one where no clipping is set."""
-        raise NotImplementedError
-
-    def contains(self, points: Tensor) -> Tensor:
-        """Whether each point lies in the region, bool [batch]; NaN never does.
-
-        Boxes are exact: an element may reach the end of the range as computed in the points' dtype, never pass it. For
-        l2 and l1 the norm is computed in float64 and may exceed the radius by a relative 1e-6, the rounding of float32
-        points.
-
-        Args:
-            points: [batch, *shape].
-
-        Returns:
-            bool [batch].
-        """
-        raise NotImplementedError
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A random point of the region of each example, [batch, *shape]."""
-        raise NotImplementedError
-
-    def ascent(self, gradient: Tensor, step: float) -> Tensor:
-        """The change of length `step` (a fraction of the radius) raising a linear function most, [batch, *shape]."""
-        raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """Norm, ε, clipping and unit, for reports."""
-        raise NotImplementedError
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise InputError(f"{name} must be floating point, not {tensor.dtype}; convert it with .float()")
-    if tensor.dim() < 2:
-        raise InputError(f"{name} must have a batch axis and at least one more, got shape {tuple(tensor.shape)}")
-    if not _is_finite(tensor):
-        raise InputError(f"{name} holds NaN or infinity; remove those examples first")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite, in one pass: both ends of the range show it."""
-    return not tensor.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
-
-
-def _radius(eps: Radius, center: Tensor) -> Tensor:
-    """Checks ε and lays it out so that it broadcasts against [batch, *shape]."""
-    radius = torch.as_tensor(eps, dtype=center.dtype, device=center.device)
-    if radius.dim() == 1 and len(radius) == len(center):
-        radius = radius.reshape(-1, *(1,) * (center.dim() - 1))
-    elif radius.dim() == 0:
-        radius = radius.reshape((1,) * center.dim())
-    elif radius.dim() != center.dim() or any(
-        have not in (1, want) for have, want in zip(radius.shape, center.shape, strict=True)
-    ):
-        raise InputError(
-            f"eps must be a number, one per example [{len(center)}] or one per element {tuple(center.shape)}, "
-            f"got {tuple(radius.shape)}"
-        )
-    if not radius.numel():
-        return radius
-    least, most = (float(end) for end in torch.aminmax(radius.detach()))
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise InputError("eps is NaN or infinite; give a finite number in the units of the data")
-    if least < 0:
-        raise InputError("eps is negative; give a number >= 0 in the units of the data")
-    if most > 1e6:
-        raise InputError(
-            f"eps = {most:g} is huge; it is in the units of the data (pixels in [0, 1]), not in grey levels"
-        )
-    return radius
-
-
-def _check_clip(clip: Sequence[float] | None, center: Tensor) -> tuple[float, float] | None:
-    if clip is None:
-        return None
-    low, high = (float(end) for end in clip) if len(clip) == 2 else (0.0, 0.0)
-    if not low < high:
-        raise InputError(f"clip must be (low, high) with low < high, got {tuple(clip)}")
-    if ((center < low) | (center > high)).any():
-        raise InputError(
-            f"the examples leave the clipping range [{low:g}, {high:g}]; is clip in the units of the data?"
-        )
-    return low, high
+from ironbound.regions.checks import Radius, check_clip, check_finite, radius_of
+from ironbound.regions.region import Region, Set
 
 
 def _flat_norm(x: Tensor, order: float) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), order, dim=1).reshape(-1, *(1,) * (x.dim() - 1))
-
-
-class Box(Region):
-    """All inputs between two ends, element by element.
-
-    Args:
-        lower, upper: [batch, *shape], finite, lower <= upper.
-
-    Raises:
-        InputError: shapes differ, ends are crossed or not finite.
-    """
-
-    norm = "box"
-
-    def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        _check_finite("lower", lower)
-        _check_finite("upper", upper)
-        if lower.shape != upper.shape or lower.dtype != upper.dtype:
-            raise InputError(
-                f"lower {tuple(lower.shape)} and upper {tuple(upper.shape)} of a Box must have one shape and dtype"
-            )
-        if (lower > upper).any():
-            raise InputError("a Box needs lower <= upper everywhere")
-        super().__init__((lower + upper) / 2, None)
-        self.lower, self.upper = lower, upper
-
-    def sets(self) -> tuple[Set, ...]:
-        """One box around its middle; the radius reaches the farther end, so that rounding the middle loses nothing."""
-        return (Set(1, torch.maximum(self.upper - self.center, self.center - self.lower)),)
-
-    def box(self) -> tuple[Tensor, Tensor]:
-        """The ends."""
-        return self.lower, self.upper
-
-    def __getitem__(self, index: slice | Tensor) -> Box:
-        return Box(self.lower[index], self.upper[index])
-
-    def to(self, *args: Any, **kwargs: Any) -> Box:
-        """The same box in another dtype or on another device."""
-        return Box(self.lower.to(*args, **kwargs), self.upper.to(*args, **kwargs))
-
-    def project(self, points: Tensor) -> Tensor:
-        """Clamps every element."""
-        return torch.minimum(torch.maximum(points, self.lower), self.upper)
-
-    def contains(self, points: Tensor) -> Tensor:
-        """Every element between the ends."""
-        return ((points >= self.lower) & (points <= self.upper)).flatten(1).all(1)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform."""
-        share = torch.rand(self.center.shape, generator=generator, dtype=self.dtype, device=self.center.device)
-        return self.project(self.lower + share * (self.upper - self.lower))
-
-    def ascent(self, gradient: Tensor, step: float) -> Tensor:
-        """The sign of the gradient times the half width."""
-        return step * (self.upper - self.lower) / 2 * gradient.sign()
-
-    def describe(self) -> dict[str, Any]:
-        """Norm and unit."""
-        return {"norm": "box", "unit": "as the data is loaded"}
 
 
 class _Ball(Region):
@@ -234,9 +23,9 @@ class _Ball(Region):
     dual: float
 
     def __init__(self, x: Tensor, eps: Radius, clip: Sequence[float] | None = None) -> None:
-        _check_finite("x", x)
-        self.eps = _radius(eps, x)
-        super().__init__(x, _check_clip(clip, x))
+        check_finite("x", x)
+        self.eps = radius_of(eps, x)
+        super().__init__(x, check_clip(clip, x))
 
     def box(self) -> tuple[Tensor, Tensor]:
         """Center minus and plus ε, clipped."""
