@@ -154,6 +154,7 @@ def tight(
     check_share("beta", beta)
     regular = lambda_ > 0 or gamma > 0
     terms = plain = None
+    labels = labels.to(region.center.device)
     with as_used(model, region):
         if beta > 0 or regular:
             terms = _terms(model, region, labels, method, (projections, projection, generator), network=regular)
@@ -173,7 +174,7 @@ def tight(
 
 def _mixture(terms: _Terms | None, plain: Tensor | None, beta: float) -> Tensor:
     """Beta * the relaxation's margins + (1 - beta) * interval margins, with the ends exact."""
-    if plain is None or beta == 1:
+    if plain is None:
         assert terms is not None
         return terms.margins()
     return plain if terms is None or beta == 0 else beta * terms.margins() + (1 - beta) * plain
