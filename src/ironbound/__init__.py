@@ -26,7 +26,7 @@ _PLACES = {
     "MinimalPerturbation": "exact.smallest",
     "OptimalPerturbation": "bounding.perturbation",
     "Proved": "verdicts",
-    "Radius": "certified_radius",
+    "Radius": "radius_result",
     "Refuted": "verdicts",
     "RelaxedOptimum": "exact.linear",
     "SdpCertificate": "semidefinite.pairwise",
@@ -112,11 +112,12 @@ if TYPE_CHECKING:
     from ironbound.cascade_types import AttackOptions
     from ironbound.certificate.writing import write_certificates
     from ironbound.certification import Certification, certify
-    from ironbound.certified_radius import Radius, radius
+    from ironbound.certified_radius import radius
     from ironbound.exact.linear import RelaxedOptimum, relaxed_optimum
     from ironbound.exact.smallest import MinimalPerturbation, minimal_perturbation
     from ironbound.graph import Graph
     from ironbound.guard import Guard
+    from ironbound.radius_result import Radius
     from ironbound.regions import Box, L1Ball, L2Ball, LinfBall
     from ironbound.semidefinite.pairwise import SdpCertificate, sdp
     from ironbound.verdicts import Proved, Refuted, Unknown

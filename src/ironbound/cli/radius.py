@@ -12,9 +12,9 @@ from ironbound.cli import options as given
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ironbound.certified_radius import Radius
     from ironbound.cli.run import Output, Query, Source
     from ironbound.cli.session import Watch
+    from ironbound.radius_result import Radius
 
 
 def radius(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ironbound.bounding import Arithmetic
     from ironbound.cascade_types import AttackOptions
     from ironbound.certification import Certification
-    from ironbound.certified_radius import Radius
     from ironbound.data import Dataset
+    from ironbound.radius_result import Radius
 
 Answer = TypeVar("Answer", "Certification", "Radius")
 _PIXELS = ("digits", "mnist", "fashion-mnist", "cifar10", "svhn")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ironbound.certified_radius import Radius
+from ironbound.radius_result import Radius
 
 _BINS = 100
 

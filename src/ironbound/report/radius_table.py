@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ironbound.certified_radius import QUANTILES, Radius
+from ironbound.radius_result import QUANTILES, Radius
 from ironbound.report.table import arithmetic_words, clip_words, data_words, seconds_line, settings_grid, show
 
 
