@@ -33,7 +33,8 @@ class Pace:
     last: float = 0.1
 
 
-CHILD = Pace(iterations=5, slope=0.1, beta=0.6)  # of a side of a split, which goes on from the whole's multipliers
+# of a side of a split, which goes on from the whole's multipliers; deep in a search small steps would fall behind
+CHILD = Pace(iterations=5, slope=0.05, beta=1.8, last=0.4)
 _STALLED = Pace(iterations=40, slope=0.1, beta=0.6)  # of one that these steps leave where the whole was
 
 
