@@ -71,8 +71,8 @@ def chosen(net: Relaxation, at: Multipliers, clause: Tensor, candidates: int = C
     """The neuron that each subproblem is split at.
 
     The side that gains more counts, its gain up to the guard: one that closes, or nearly so, leaves a single subproblem
-    to go on with. The usual choice, the gain of the worse side, takes about twice as many subproblems on oval21. Which
-    side that is, is told to first order: to bound both finds no better neurons.
+    to go on with. The usual choice, the gain of the worse side, takes about twice as many subproblems on oval21. The
+    side that gains more is told to first order: to bound both finds no better neurons.
 
     Source: De Palma et al. (2021), "Improved branch and bound for neural network verification via Lagrangian
     decomposition", section 4 (filtered smart branching); Bunel et al. (2020) for the score's idea.
