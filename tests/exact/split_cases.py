@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from ironbound.capture import capture
 from ironbound.exact.query import Clauses, Query
+from ironbound.exact.split_columns import is_open
+from ironbound.exact.split_cuts import Shares
+from ironbound.exact.split_relaxation import Relaxation
+from ironbound.exact.split_separation import cuts_of
 from ironbound.graph import Graph
 from ironbound.regions import Box
 
@@ -125,3 +129,16 @@ def near(one: Problem, slack: float) -> Problem:
     for number, (a, b, c) in enumerate(one.clauses):
         clauses.append((a, b, c - exact_minimum(one, number) + slack))
     return replace(one, clauses=tuple(clauses))
+
+
+def cut(net: Relaxation, count: int, seed: int) -> Relaxation:
+    """The relaxation with cuts of random shares."""
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.nonzero(is_open(net)).squeeze(1)
+    column = some[torch.randint(len(some), (count,), generator=generator)]
+    high, low, rest = torch.rand(count, 3, generator=generator, dtype=torch.float64).softmax(1).unbind(1)
+    input_, parts = (
+        rest.unsqueeze(1) * (2 * torch.rand(count, size, generator=generator, dtype=torch.float64)).clamp(max=1)
+        for size in (net.input.shape[1], net.width)
+    )
+    return replace(net, cuts=cuts_of(net, Shares(column, high, low, input_, parts)))

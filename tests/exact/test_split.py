@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def test_the_answer_is_that_of_enumeration(kind: str, slack: float) -> None:
         assert found.why == ("proved" if slack > 0 else "candidate"), (seed, found.why, found.lower)
         if found.why == "proved":
             assert found.candidate is None and bool((found.lower > 1e-6).all())
-            assert all(covers(found.tree, clause) for clause in range(len(rows)))
-            assert bool((recheck(query, found.tree) > 1e-6).all())
+            assert sorted(torch.cat([proof.clauses for proof in found.proofs]).tolist()) == list(range(len(rows)))
+            assert all(covers(proof.tree, k) for proof in found.proofs for k in range(len(proof.clauses)))
+            assert bool((recheck(query, found.proofs) > 1e-6).all())
         else:
             assert found.candidate is not None and _is_counterexample(query, found.candidate)
         deep += found.nodes > 3 * len(rows)
@@ -100,7 +102,7 @@ def test_no_time_no_proof() -> None:
 
 def test_a_deadline_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     query = problem(3, "three layers").query(guard=1e3)
-    left = iter([1.0, 1.0, -1.0])
+    left = chain([1.0, 1.0, 1.0], repeat(-1.0))
     monkeypatch.setattr(Budget, "left", lambda self: next(left))
     found = split(query, FREE)
     assert found.why == "time" and bool((found.lower < 1e3).all())
@@ -223,16 +225,18 @@ def test_float32_ends_as_a_float64_proof() -> None:
         one = near(problem(seed, "wide input", (1, 2), True), 0.01)
         found = split(one.query(torch.float32, 1e-4), FREE)
         assert found.why == "proved"
-        again = recheck(one.query(torch.float64, 1e-9), found.tree)
+        again = recheck(one.query(torch.float64, 1e-9), found.proofs)
         assert bool((again > 1e-9).all()) and bool((again <= 0.01 + 1e-7).all())
-        proofs += len(found.tree) > 2
+        proofs += len(found.proofs[0].tree) > 2
     assert proofs
 
 
 def test_a_dropped_leaf_is_no_proof() -> None:
     query = near(problem(1, "two layers"), 0.01).query()
-    tree = split(query, FREE).tree
-    assert tree is not None and len(tree) > 1 and bool((recheck(query, tree) > 1e-6).all())
+    proofs = split(query, FREE).proofs
+    (proof,) = proofs
+    tree = proof.tree
+    assert len(tree) > 1 and bool((recheck(query, proofs) > 1e-6).all())
     for leaf in range(len(tree)):
         rest = torch.arange(len(tree)) != leaf
         fewer = dataclasses.replace(
@@ -242,8 +246,9 @@ def test_a_dropped_leaf_is_no_proof() -> None:
             t=tree.t[rest],
             beta=tree.beta[rest],
             weight=tree.weight[rest],
+            cuts=tree.cuts[rest],
         )
-        assert float(recheck(query, fewer)) == -torch.inf
+        assert float(recheck(query, (dataclasses.replace(proof, tree=fewer),))) == -torch.inf
 
 
 def test_deep_subproblems_do_not_stay_where_their_parents_were(shared: Path) -> None:

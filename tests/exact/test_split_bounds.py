@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from exact.split_cases import problem
+from exact.split_cases import cut, problem
 from ironbound.bounding.alpha_dual import Ascent
 from ironbound.capture import capture
 from ironbound.exact.query import Query
 from ironbound.exact.split_ascent import Pace, climbed, climbed_on, onto_simplex
 from ironbound.exact.split_bounds import Multipliers, confirmed, fixed, gradient, walk
 from ironbound.exact.split_branching import chosen, halves
+from ironbound.exact.split_cuts import no_cuts
 from ironbound.exact.split_leaf import solved
 from ironbound.exact.split_pool import Batch, Pool
 from ironbound.exact.split_relaxation import Relaxation, relaxed
@@ -26,7 +27,7 @@ from ironbound.exact.split_tree import Tree, covers
 def _network(seed: int, rows: tuple[int, ...] = (1,), inputs: bool = False) -> tuple[Query, Relaxation]:
     query = problem(seed, "three layers" if not inputs else "wide input", rows, inputs).query()
     with torch.no_grad():
-        return query, relaxed(query, Ascent(5), None)
+        return query, cut(relaxed(query, Ascent(5), None), 7, seed)
 
 
 def _random(net: Relaxation, count: int, seed: int, split: float = 0.5) -> tuple[Multipliers, Tensor]:
@@ -40,7 +41,8 @@ def _random(net: Relaxation, count: int, seed: int, split: float = 0.5) -> tuple
     clause = torch.randint(len(net.guard), (count,), generator=generator)
     weight = uniform(count, len(net.clause)) * net.membership()[clause]
     beta = uniform(count, net.width) * 2
-    return Multipliers(signs, uniform(count, net.width), beta, weight / weight.sum(1, keepdim=True)), clause
+    cuts = uniform(count, len(net.cuts)) * (uniform(count, 1) < 0.7)
+    return Multipliers(signs, uniform(count, net.width), beta, weight / weight.sum(1, keepdim=True), cuts), clause
 
 
 def _inputs_of_neurons(query: Query, x: Tensor, net: Relaxation) -> Tensor:
@@ -129,11 +131,12 @@ def _ends(query: Query, node: int) -> tuple[Tensor, Tensor]:
 def test_the_gradient_is_the_derivative(inputs: bool) -> None:
     _, net = _network(3, (2, 3), inputs)
     at, _ = _random(net, 5, 0)
-    parts = [part.clone().requires_grad_() for part in (at.t, at.beta, at.weight)]
+    parts = [part.clone().requires_grad_() for part in (at.t, at.beta, at.weight, at.cuts)]
     lines = fixed(net, at.signs)
     low, up = lines.lower, lines.upper
-    t, beta, weight = parts
-    met, nu, value = weight @ net.parts, -at.signs * beta, weight @ net.rows_constant
+    t, beta, weight, cuts = parts
+    met, nu = weight @ net.parts + cuts @ net.cuts.parts, -at.signs * beta
+    value = weight @ net.rows_constant + cuts @ net.cuts.constant
     columns_nu = list(nu.unbind(1))
     for columns, above in zip(net.levels[::-1], net.above[::-1], strict=True):
         higher = torch.stack(columns_nu[columns.stop :], 1) if len(above) else nu[:, :0]
@@ -145,14 +148,14 @@ def test_the_gradient_is_the_derivative(inputs: bool) -> None:
         for number in range(columns.start, columns.stop):
             columns_nu[number] = columns_nu[number] + (c * line)[:, number - columns.start]
     whole = torch.stack(columns_nu, 1)
-    reads = whole @ net.input + weight @ net.rows_input
+    reads = whole @ net.input + weight @ net.rows_input + cuts @ net.cuts.input
     ((_, radius, middle),) = net.sets
     value = value + whole @ net.constant + reads @ middle[0] - (reads.abs() * radius).sum(1)
     found = walk(net, lines, at)
     torch.testing.assert_close(found.value, value.detach())
     wanted = torch.autograd.grad(value.sum(), parts)
     slopes = gradient(net, lines, found)
-    for have, want in zip((slopes.t, slopes.beta, slopes.weight), wanted, strict=True):
+    for have, want in zip((slopes.t, slopes.beta, slopes.weight, slopes.cuts), wanted, strict=True):
         assert bool(want.any())
         torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
 
@@ -238,19 +241,23 @@ def test_a_split_divides_in_two() -> None:
     _, net = _network(4)
     at, clause = _random(net, 7, 1, 0.3)
     column = chosen(net, at, clause)
-    both = halves(at, column)
+    both = halves(net, at, column)
     for k in range(7):
         up, down = both.signs[k], both.signs[k + 7]
         assert (int(up[column[k]]), int(down[column[k]]), int(at.signs[k, column[k]])) == (1, -1, 0)
         others = torch.arange(net.width) != column[k]
         for half in (up, down):
             assert torch.equal(half[others], at.signs[k, others])
+        dropped = net.cuts.shares.column == column[k]
+        for cuts in (both.cuts[k], both.cuts[k + 7]):
+            assert torch.equal(cuts, at.cuts[k].masked_fill(dropped, 0.0))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_chosen_neuron_has_the_side_that_gains_most(seed: int) -> None:
     _, net = _network(seed, (2, 1))
-    net = replace(net, guard=net.guard + 0.5 * seed)
+    # with cuts whose multipliers are far from their best the first order does not tell the better side
+    net = replace(net, guard=net.guard + 0.5 * seed, cuts=no_cuts(net.place, net.input_place, net.constant))
     at, clause = _random(net, 5, seed, 0.3)
     before = walk(net, fixed(net, at.signs), at).value
     best = chosen(net, at, clause, net.width)
@@ -262,7 +269,7 @@ def test_the_chosen_neuron_has_the_side_that_gains_most(seed: int) -> None:
                 one = at.take(torch.tensor([k]))
                 signs, beta = one.signs.clone(), one.beta.clone()
                 signs[0, column], beta[0, column] = sign, 0.0
-                half = Multipliers(signs, one.t, beta, one.weight)
+                half = replace(one, signs=signs, beta=beta)
                 after = walk(net, fixed(net, signs), half).value[0]
                 gains.append(max(1e-6, float(torch.minimum(after, net.guard[clause[k]]) - before[k])))
             worth[column] = max(gains) + 0.1 * min(gains)
@@ -293,7 +300,9 @@ def test_a_tree_covers_and_one_leaf_less_does_not(splits: list[tuple[int, int]],
 def _tree(signs: Tensor) -> Tree:
     none = torch.zeros(0, 6, dtype=torch.float16)
     zero = torch.zeros(len(signs), dtype=torch.int64)
-    return Tree(torch.arange(6), torch.arange(6), zero, signs, none, none, torch.zeros(0, 1))
+    column = torch.arange(6)
+    shares = no_cuts(column, column[:0], signs.float()[:0, 0]).shares
+    return Tree(column, column, zero, signs, none, none, torch.zeros(0, 1), none[:, :0], shares)
 
 
 def test_the_queue_gives_back_what_was_put_in() -> None:
@@ -304,7 +313,8 @@ def test_the_queue_gives_back_what_was_put_in() -> None:
         lower = torch.randn(count, generator=generator, dtype=torch.float64)
         clause = torch.randint(2, (count,), generator=generator)
         signs = torch.randint(-1, 2, (count, 3), generator=generator).double()
-        return Batch(lower, clause, Multipliers(signs, lower.unsqueeze(1).expand(-1, 3), signs.abs(), rows[clause]))
+        t = lower.unsqueeze(1).expand(-1, 3)
+        return Batch(lower, clause, Multipliers(signs, t, signs.abs(), rows[clause], 3 * signs[:, :2].abs()))
 
     pool, held = Pool(batch(1)), []
     for count in (5, 1, 9, 0, 30):

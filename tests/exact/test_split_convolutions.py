@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from exact.split_cases import cut
 from ironbound.bounding.alpha_dual import Ascent
 from ironbound.capture import capture
 from ironbound.exact.query import Budget, Clauses, Query
@@ -36,11 +37,14 @@ def _network() -> tuple[Query, Relaxation]:
     clauses = Clauses(outputs, None, constant, torch.arange(2), torch.full((2,), 1e-6).double())
     query = Query(capture(model, image), Box((image - 0.15).clamp(0, 1), (image + 0.15).clamp(0, 1)), clauses)
     with torch.no_grad():
-        return query, relaxed(query, Ascent(5), None)
+        return query, cut(relaxed(query, Ascent(5), None), 40, 0)
 
 
 def _dense(net: Relaxation) -> Relaxation:
-    return replace(net, place=torch.zeros_like(net.place), input_place=torch.zeros_like(net.input_place))
+    nowhere = (torch.zeros_like(part) for part in (net.cuts.place, net.place, net.input_place))
+    cuts = replace(net.cuts, **dict(zip(("place", "column_place", "input_place"), nowhere, strict=True)))
+    place, input_place = torch.zeros_like(net.place), torch.zeros_like(net.input_place)
+    return replace(net, place=place, input_place=input_place, cuts=cuts)
 
 
 def _random(net: Relaxation, count: int) -> tuple[Multipliers, torch.Tensor]:
@@ -48,7 +52,8 @@ def _random(net: Relaxation, count: int) -> tuple[Multipliers, torch.Tensor]:
     signs = torch.randint(-1, 2, (count, net.width), generator=generator).double()
     t, beta = (torch.rand(count, net.width, generator=generator, dtype=torch.float64) for _ in range(2))
     clause = torch.arange(count) % 2
-    return Multipliers(signs * (t < 0.3), t, 0.1 * beta, net.membership()[clause]), clause
+    cuts = 0.01 * torch.rand(count, len(net.cuts), generator=generator, dtype=torch.float64)
+    return Multipliers(signs * (t < 0.3), t, 0.1 * beta, net.membership()[clause], cuts), clause
 
 
 def test_bounds_and_gradients_are_those_of_dense_matrices() -> None:
@@ -61,7 +66,7 @@ def test_bounds_and_gradients_are_those_of_dense_matrices() -> None:
     found, plain = walk(net, lines, at), walk(dense, lines, at)
     torch.testing.assert_close(found.value, plain.value)
     slopes, others = gradient(net, lines, found), gradient(dense, lines, plain)
-    for name in ("t", "beta", "weight", "reached"):
+    for name in ("t", "beta", "weight", "cuts", "reached", "out", "point"):
         torch.testing.assert_close(getattr(slopes, name), getattr(others, name))
 
 

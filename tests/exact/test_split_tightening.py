@@ -19,6 +19,7 @@ from ironbound.exact.split_bounds import Multipliers, fixed, walk
 from ironbound.exact.split_columns import below, bounded, is_open, pruned
 from ironbound.exact.split_recheck import recheck
 from ironbound.exact.split_relaxation import Relaxation, relaxed
+from ironbound.exact.split_separation import Cutting
 from ironbound.exact.split_tightening import Effort, tightened
 from ironbound.exact.split_tree import Tightening, Tree
 
@@ -57,8 +58,9 @@ def test_a_closed_neuron_taken_out_changes_no_bound(seed: int) -> None:
     assert small.width == int(kept.sum()) and bool(is_open(small).all())
     signs = torch.where(kept, (3 * uniform(5, net.width)).floor() - 1, 0.0)
     weight = uniform(5, 2)
-    at = Multipliers(signs, uniform(5, net.width), uniform(5, net.width), weight / weight.sum(1, keepdim=True))
-    other = Multipliers(signs[:, kept], at.t[:, kept], at.beta[:, kept], at.weight)
+    share = weight / weight.sum(1, keepdim=True)
+    at = Multipliers(signs, uniform(5, net.width), uniform(5, net.width), share, signs[:, :0])
+    other = Multipliers(signs[:, kept], at.t[:, kept], at.beta[:, kept], at.weight, at.cuts)
     whole, part = walk(closed, fixed(closed, signs), at), walk(small, fixed(small, other.signs), other)
     torch.testing.assert_close(part.value, whole.value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(part.reads, whole.reads)
@@ -138,14 +140,19 @@ def test_the_clauses_below_a_level_are_its_neurons() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The first search of each `split` ends at once; neurons are tightened, and the second one goes on to the end."""
+    """The first searches of each `split` end at once; neurons are tightened, and the last one goes on to the end."""
     plain = split_search.SignSearch.run
 
     def run(self: split_search.SignSearch, patience: float | None = None) -> str:
         return plain(self, patience) if patience is None else plain(self, -1.0)
 
-    monkeypatch.setattr(split_search.SignSearch, "run", run)
     monkeypatch.setattr(split_search, "_HOPE", 2.0)
+    monkeypatch.setattr(split_search.SignSearch, "_lack", lambda self: 1.0)
+    monkeypatch.setattr(split_search.SignSearch, "run", run)
+    monkeypatch.setattr(campaign, "_BRIEF", -1.0)
+    monkeypatch.setattr(
+        campaign, "Cutting", lambda memory: Cutting(1, 1, memory)
+    )  # more would leave nothing to tighten
     first = campaign._Campaign._worth
     monkeypatch.setattr(campaign._Campaign, "_worth", lambda self, net: not self.steps and first(self, net))
     yield
@@ -165,10 +172,9 @@ def test_a_search_after_tightening_gives_the_same_answers(slack: float) -> None:
             query, found = _decided(seed, slack, rows)
             assert bool((found.lower <= slack + 1e-7).all())
             assert found.why == ("proved" if slack > 0 else "candidate"), seed
-            assert found.tree is not None
-            used += len(found.tree.tightenings)
+            used += sum(len(proof.tree.tightenings) for proof in found.proofs)
             if slack > 0:
-                again = recheck(query, found.tree)
+                again = recheck(query, found.proofs)
                 assert bool((again > 1e-6).all()) and bool((again <= slack + 1e-7).all())
     assert used or slack < 0
 
@@ -178,13 +184,13 @@ def test_leaves_of_a_tightening_that_are_missing_prove_nothing() -> None:
     lost = 0
     for seed in range(3):
         query, found = _decided(seed, 1e-4, (1,))
-        assert found.tree is not None
-        for place, step in enumerate(found.tree.tightenings):
+        (proof,) = found.proofs
+        for place, step in enumerate(proof.tree.tightenings):
             for leaf in range(0, len(step.tree), 1 + len(step.tree) // 3):
                 rest = _without(step.tree, leaf)
-                steps = list(found.tree.tightenings)
+                steps = list(proof.tree.tightenings)
                 steps[place] = replace(step, tree=rest)
-                again = recheck(query, replace(found.tree, tightenings=tuple(steps)))
+                again = recheck(query, (replace(proof, tree=replace(proof.tree, tightenings=tuple(steps))),))
                 assert bool((again <= 1e-4 + 1e-7).all())
                 lost += bool((again <= 1e-6).any())
     assert lost
@@ -200,6 +206,7 @@ def _without(tree: Tree, leaf: int) -> Tree:
         t=tree.t[slopes],
         beta=tree.beta[slopes],
         weight=tree.weight[slopes],
+        cuts=tree.cuts[slopes],
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ironbound.certificate.checker.bounds import Analysis, Region
 from ironbound.certificate.checker.layers import Affine, Rows
+from ironbound.exact.split_cuts import no_cuts
 from ironbound.exact.split_relaxation import Relaxation
 
 
@@ -42,6 +43,7 @@ def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
     ends = [(analysis.low[s][i], analysis.high[s][i]) for s, (_, i) in zip(inputs, columns, strict=True)]
     low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).T
     zero, chord = torch.zeros_like(low), high / (high - low)
+    places = torch.zeros_like(nodes), torch.zeros(size, dtype=torch.int64)
     return Relaxation(
         slices,
         tuple(reads[columns.stop :, columns].contiguous() for columns in slices),
@@ -56,14 +58,14 @@ def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
         high,
         nodes,
         neurons,
-        torch.zeros_like(nodes),
-        torch.zeros(size, dtype=torch.int64),
+        *places,
         _sets(analysis.region),
         parts,
         rows_input,
         rows_constant,
         torch.zeros(1, dtype=torch.int64),
         torch.tensor([guard], dtype=torch.float64),
+        no_cuts(*places, zero),
     )
 
 

@@ -88,7 +88,7 @@ def tree(net: Relaxation, seconds: float, bits: int) -> Node | None:
             return None
         column = chosen(net, left.at, left.clause)
         sides = _split([here[place] for place in torch.nonzero(~proved).flatten().tolist()], column)
-        queue = Batch.join([queue, Batch(left.lower.repeat(2), left.clause.repeat(2), halves(left.at, column))])
+        queue = Batch.join([queue, Batch(left.lower.repeat(2), left.clause.repeat(2), halves(net, left.at, column))])
         nodes += sides
     return root
 

@@ -4,11 +4,12 @@ Each subproblem holds some neurons to one side of their kink. Its bound is the d
 over slopes and the multipliers of the splits; one above the guard closes it, any other is split once more. What is left
 with nothing to split is linear, and a linear program decides it.
 
-Where hardly any subproblem closes, the bounds of the neurons are too wide for the relaxation to be worth splitting:
-they are tightened by a search of their own (`split_tightening.py`), and the search begins anew.
+What is open after a moment is searched again clause by clause, the hardest first, with cuts that make its relaxation
+tighter (`split_separation.py`). Where such a search gets nowhere, the bounds of the neurons are too wide for the
+relaxation to be worth splitting: they are tightened by a search of their own (`split_tightening.py`).
 
 Source: Bunel et al. (2020), "Branch and bound for piecewise linear neural network verification"; Wang et al. (2021),
-"Beta-CROWN".
+"Beta-CROWN"; Zhang et al. (2022), "General cutting planes for bound-propagation-based neural network verification".
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from ironbound.errors import MemoryLimitError
 from ironbound.exact.query import Budget, Outcome, Query
 from ironbound.exact.split_relaxation import Relaxation, relaxed
 from ironbound.exact.split_search import MEMORY, SignSearch
+from ironbound.exact.split_separation import Cutting, with_cuts
 from ironbound.exact.split_tightening import Effort, tightened
-from ironbound.exact.split_tree import Tightening, Tree
+from ironbound.exact.split_tree import Proof, Tightening
 
 _LAYERS = Ascent(20)
+_BRIEF = 0.5  # seconds of a search before cuts are looked for
 _PATIENCE = 1.0  # least seconds of a search before neurons are tightened
 _ROUNDS, _MORE = 16, 3  # splits of each neuron's bounds the first time, and how many times more each time after
 _GAIN = 0.05  # share of the neurons' ranges that a tightening must take off to be followed by another
@@ -43,10 +46,10 @@ class SplitOutcome(Outcome):
     """What branch and bound found.
 
     Attributes:
-        tree: the closed leaves; those of a proved clause cover the region.
+        proofs: for each clause that is proved, the leaves that cover the region.
     """
 
-    tree: Tree | None
+    proofs: tuple[Proof, ...]
 
 
 @torch.no_grad()
@@ -73,19 +76,22 @@ def split(query: Query, budget: Budget, accept: Accept | None = None) -> SplitOu
 
 def _nothing(query: Query, why: str) -> SplitOutcome:
     clauses = query.clauses
-    return SplitOutcome(clauses.constant.new_full((len(clauses),), -torch.inf), None, 0, why, None)
+    return SplitOutcome(clauses.constant.new_full((len(clauses),), -torch.inf), None, 0, why, ())
 
 
 class _Campaign:
-    """Searches in turn with tightenings."""
+    """Searches in turn with cuts and tightenings."""
 
     def __init__(self, query: Query, budget: Budget, accept: Accept | None) -> None:
         self.query, self.budget, self.accept = query, budget, accept
         self.lower = query.clauses.constant.new_full((len(query.clauses),), -torch.inf)
-        self.nodes = 0
-        self.steps: tuple[Tightening, ...] = ()
+        self.nodes = self.kept = 0
         self.memory = MEMORY if budget.memory is None else budget.memory
+        self.candidate: Tensor | None = None
+        self.proofs: list[Proof] = []
+        self.steps: tuple[Tightening, ...] = ()
         self.useful = True
+        self.patience, self.rounds = _PATIENCE, _ROUNDS
 
     def run(self, net: Relaxation) -> SplitOutcome:
         """Until a search decides, or the budget is spent.
@@ -96,38 +102,90 @@ class _Campaign:
         Returns:
             The outcome.
         """
-        patience, rounds = _PATIENCE, _ROUNDS
-        while True:
-            search = SignSearch(self.query, self._left(), net, self.accept)
-            why = search.run(patience if self._worth(net) else None)
-            self.nodes += search.nodes
-            self.lower = torch.fmax(self.lower, search.lower().to(self.lower))
-            if why != "hopeless":
-                tree = search.leaves.tree(self.steps)
-                return SplitOutcome(self.lower, search.candidate, self.nodes, why, tree)
-            begin = time.monotonic()
-            net = self._tightened(net, rounds)
-            patience, rounds = max(patience, time.monotonic() - begin), _MORE * rounds
+        everything = torch.arange(len(self.query.clauses), device=self.lower.device)
+        brief = self._left(_BRIEF) if self._exact() else self._left()
+        why = self._run(SignSearch(self.query, brief, net, self.accept), everything)
+        left = everything[~(self.lower > net.guard)]
+        if why == "time" and self._exact():
+            why = self._each(net, left[torch.argsort(self.lower[left])])
+        return SplitOutcome(self.lower, self.candidate, self.nodes, why, tuple(self.proofs))
 
-    def _left(self) -> Budget:
-        """What is left for a search."""
-        nodes, kept = self.budget.nodes, sum(step.bytes() for step in self.steps)
+    def _each(self, net: Relaxation, left: Tensor) -> str:
+        """Searches the clauses one after another; why it ended."""
+        ended, number = "proved", 0
+        while number < len(left):
+            if (short := self._short()) is not None:
+                return short
+            others = len(left) - number - 1
+            seconds = self.budget.left() * (1 - 0.5 * others / (others + 1))  # half of it at least for the hardest
+            why = self._one(net, left[number : number + 1], seconds)
+            if why == "hopeless":
+                net = self._tightened(net)
+                continue
+            if why == "candidate":
+                return why
+            ended = ended if why == "proved" else why
+            number += 1
+        return ended
+
+    def _one(self, net: Relaxation, clause: Tensor, seconds: float) -> str:
+        """Searches one clause with cuts."""
+        begin, end = time.monotonic(), self._left(seconds)
+        cut, start = with_cuts(net.clauses(clause), Cutting(memory=self.memory // 8), end)
+        self.patience = max(self.patience, time.monotonic() - begin)
+        query = replace(self.query, clauses=self.query.clauses.take(clause))
+        search = SignSearch(query, end, cut, self.accept, start)
+        return self._run(search, clause, self.patience if self._worth(net) else None)
+
+    def _run(self, search: SignSearch, clauses: Tensor, patience: float | None = None) -> str:
+        why = search.run(patience)
+        lower = search.lower()
+        proved = torch.nonzero(lower > search.exact.guard).squeeze(1)
+        if len(proved):
+            rows = torch.nonzero(torch.isin(search.net.clause, proved)).squeeze(1)
+            self.proofs.append(Proof(clauses[proved], search.leaves.tree(self.steps).take(proved, rows)))
+            self.kept += search.leaves.bytes
+        self.nodes += search.nodes
+        self.candidate = search.candidate
+        self.lower[clauses] = torch.fmax(self.lower[clauses], lower.to(self.lower))
+        return why
+
+    def _left(self, seconds: float | None = None) -> Budget:
+        """What is left for a search, of so many seconds at most."""
+        nodes, kept = self.budget.nodes, self.kept + sum(step.bytes() for step in self.steps)
+        end = Budget.of(None if seconds is None else min(seconds, self.budget.left()))
         return replace(
-            self.budget,
+            end,
+            deadline=self.budget.deadline if seconds is None else end.deadline,
             memory=max(0, self.memory - kept),
             nodes=None if nodes is None else max(0, nodes - self.nodes),
         )
 
+    def _short(self) -> str | None:
+        """What is missing for another search, if anything."""
+        left = self._left()
+        if left.left() <= 0:
+            return "time"
+        if left.nodes is not None and left.nodes <= 2:
+            return "nodes"
+        return "memory" if left.memory == 0 else None
+
     def _worth(self, net: Relaxation) -> bool:
         """Whether there are neurons above the first level to tighten, and reason to expect that it helps."""
         room = 4 * sum(step.bytes() for step in self.steps) < self.memory
-        return self.useful and room and self.query.region.dtype == torch.float64 and len(net.levels) > 1
+        return self.useful and room and self._exact() and len(net.levels) > 1
 
-    def _tightened(self, net: Relaxation, rounds: int) -> Relaxation:
+    def _exact(self) -> bool:
+        """Whether the arithmetic is good enough to build bounds on bounds."""
+        return self.query.region.dtype == torch.float64
+
+    def _tightened(self, net: Relaxation) -> Relaxation:
+        begin = time.monotonic()
         until = Budget() if self.budget.deadline is None else Budget.of(_SHARE * self.budget.left())
-        better, steps = tightened(net, Effort(rounds, torch.float32, self.memory // 4), until)
+        better, steps = tightened(net, Effort(self.rounds, torch.float32, self.memory // 4), until)
         self.steps += tuple(steps)
         self.useful = _ranges(better) < (1 - _GAIN) * _ranges(net)
+        self.patience, self.rounds = max(self.patience, time.monotonic() - begin), _MORE * self.rounds
         return better
 
 

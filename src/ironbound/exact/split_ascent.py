@@ -23,6 +23,7 @@ class Pace:
         slope: first step of a slope.
         beta: first step of a multiplier, as a share of the coefficients that the row has at its level.
         weight: first step of a row's share.
+        cut: first step of a cut's multiplier, as that of a split's.
         last: the share of the first step that the last one has.
     """
 
@@ -31,6 +32,7 @@ class Pace:
     beta: float = 0.25
     weight: float = 0.1
     last: float = 0.1
+    cut: float = 0.1
 
 
 # of a side of a split, which goes on from the whole's multipliers; deep in a search small steps would fall behind
@@ -60,7 +62,7 @@ class Best:
         return Best(one(self.value, part.value), at)
 
 
-class _Climb:
+class Climb:
     """An ascent; every tensor of its state has one entry per subproblem."""
 
     def __init__(self, net: Relaxation, at: Multipliers, clause: Tensor) -> None:
@@ -78,16 +80,12 @@ class _Climb:
         better = (found.value > self.value) & torch.isfinite(found.value)  # an overflow is no bound
         self.value = torch.where(better, found.value, self.value)
         one = better.unsqueeze(1)
-        self.kept = Multipliers(
-            self.at.signs,
-            torch.where(one, self.at.t, self.kept.t),
-            torch.where(one, self.at.beta, self.kept.beta),
-            torch.where(one, self.at.weight, self.kept.weight),
-        )
+        pairs = zip(self.at.parts()[1:], self.kept.parts()[1:], strict=True)
+        self.kept = Multipliers(self.at.signs, *(torch.where(one, new, old) for new, old in pairs))
         return found
 
-    def step(self, count: int, pace: Pace) -> None:
-        """One step with moments per multiplier, projected onto what is allowed."""
+    def step(self, count: int, pace: Pace) -> tuple[Walk, Slopes]:
+        """One step with moments per multiplier, projected onto what is allowed; returns what it stepped from."""
         found = self.look()
         slopes = gradient(self.net, self.lines, found)
         if self.scale is None:
@@ -96,7 +94,7 @@ class _Climb:
                 size[:, columns] = found.met[:, columns].abs().mean(1, keepdim=True)
             self.scale = torch.maximum(size, found.met.abs())
         rate = pace.last ** ((count - 1) / max(1, pace.iterations - 1))
-        t, beta, weight = self._directions(slopes, count)
+        t, beta, weight, cuts = self._directions(slopes, count)
         self.at = Multipliers(
             self.at.signs,
             (self.at.t + rate * pace.slope * t).clamp_(0, 1),
@@ -104,10 +102,14 @@ class _Climb:
             self.at.weight
             if len(self.net.clause) == len(self.net.guard)
             else onto_simplex(self.at.weight + rate * pace.weight * weight, self.rows),
+            torch.addcmul(self.at.cuts, cuts, self.scale[:, self.net.cuts.shares.column], value=rate * pace.cut).clamp_(
+                min=0
+            ),
         )
+        return found, slopes
 
     def _directions(self, slopes: Slopes, count: int) -> list[Tensor]:
-        news = [slopes.t, slopes.beta, slopes.weight]
+        news = [slopes.t, slopes.beta, slopes.weight, slopes.cuts]
         if self.mean is None or self.square is None:
             self.mean, self.square = [torch.zeros_like(g) for g in news], [torch.zeros_like(g) for g in news]
         bias, spread = 1 - _MOMENTS[0] ** count, 1 - _MOMENTS[1] ** count
@@ -141,14 +143,14 @@ def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Bes
     Returns:
         The bounds.
     """
-    climb = _Climb(net, at, clause)
+    climb = Climb(net, at, clause)
     index = torch.arange(len(clause), device=clause.device)
     value = climb.value.clone()
-    kept = [at.t.clone(), at.beta.clone(), at.weight.clone()]
+    kept = [part.clone() for part in at.parts()[1:]]
 
     def enter() -> None:
         value[index] = climb.value
-        for whole, part in zip(kept, (climb.kept.t, climb.kept.beta, climb.kept.weight), strict=True):
+        for whole, part in zip(kept, climb.kept.parts()[1:], strict=True):
             whole[index] = part
 
     for count in range(1, pace.iterations + 1):

@@ -19,23 +19,33 @@ from ironbound.exact.split_relaxation import Relaxation
 
 @dataclass(frozen=True, eq=False)
 class Multipliers:
-    """What a bound is computed from, whatever the values: any t in [0, 1], beta >= 0, weight >= 0 give a bound.
+    """What a bound is computed from, whatever the values: any t in [0, 1] and beta, weight, cuts >= 0 give a bound.
 
     Attributes:
         signs: 1 where a neuron's input is at least its kink, -1 where at most, 0 where it is not split, [n, columns].
         t: slopes of the neurons that are not split, [n, columns].
         beta: multipliers of the splits, [n, columns]; what stands at other neurons is not read.
         weight: shares of the clause's rows, [n, rows], with the sum 1 over the clause and 0 elsewhere.
+        cuts: multipliers of the cuts, [n, cuts].
     """
 
     signs: Tensor
     t: Tensor
     beta: Tensor
     weight: Tensor
+    cuts: Tensor
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in order."""
+        return self.signs, self.t, self.beta, self.weight, self.cuts
+
+    def to(self, dtype: torch.dtype) -> Multipliers:
+        """The same numbers in another floating point type."""
+        return Multipliers(*(part.to(dtype) for part in self.parts()))
 
     def take(self, index: Tensor) -> Multipliers:
         """Some of the subproblems."""
-        return Multipliers(self.signs[index], self.t[index], self.beta[index], self.weight[index])
+        return Multipliers(*(part[index] for part in self.parts()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +114,7 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     """
     low, up = lines.lower, lines.upper
     lower_slope, upper_slope = torch.addcmul(low[0], at.t, low[1]), torch.addcmul(up[0], at.t, up[1])
-    met = at.weight @ net.parts
+    met = net.cuts.parts_map.adjoint(at.weight @ net.parts, at.cuts) if len(net.cuts) else at.weight @ net.parts
     nu = -lines.signs * at.beta
     slope = torch.empty_like(met)
     for columns, above in zip(net.levels[::-1], net.maps[::-1], strict=True):
@@ -117,6 +127,9 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     value = at.weight @ net.rows_constant + (met * height).sum(1) + nu @ net.constant
     value = value + (lines.signs * at.beta) @ net.knot
     c = net.input_map.adjoint(at.weight @ net.rows_input, nu)
+    if len(net.cuts):
+        value = value + at.cuts @ net.cuts.constant
+        c = net.cuts.input_map.adjoint(c, at.cuts)
     return Walk(value + _least(net.sets, c), met, slope, height, c)
 
 
@@ -145,7 +158,9 @@ def confirmed(net: Relaxation, at: Multipliers) -> Tensor:
         Bounds, float64 [n]; -inf where one is not finite.
     """
     weight = at.weight.double()
-    exact = Multipliers(at.signs.double(), at.t.double(), at.beta.double(), weight / weight.sum(1, keepdim=True))
+    exact = Multipliers(
+        at.signs.double(), at.t.double(), at.beta.double(), weight / weight.sum(1, keepdim=True), at.cuts.double()
+    )
     value = walk(net, fixed(net, exact.signs), exact).value
     return torch.where(torch.isfinite(value), value, -torch.inf)
 
@@ -157,13 +172,19 @@ class Slopes:
     Attributes:
         t, beta: [n, columns].
         weight: [n, rows]: the rows' values in the relaxed network.
+        cuts: [n, cuts]: likewise, above 0 where the point breaks a cut.
         reached: inputs of the neurons in the relaxed network, [n, columns].
+        out: their outputs, [n, columns].
+        point: the input, [n, input elements].
     """
 
     t: Tensor
     beta: Tensor
     weight: Tensor
+    cuts: Tensor
     reached: Tensor
+    out: Tensor
+    point: Tensor
 
 
 def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
@@ -188,4 +209,5 @@ def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
     positive = found.met > 0
     t = found.met * torch.where(positive, torch.addcmul(low[3], low[1], z), torch.addcmul(up[3], up[1], z))
     rows = net.rows_constant + out @ net.parts.T + point @ net.rows_input.T
-    return Slopes(t, lines.signs * (net.knot - z), rows, z)
+    cuts = net.cuts.values(point, out)
+    return Slopes(t, lines.signs * (net.knot - z), rows, cuts, z, out, point)

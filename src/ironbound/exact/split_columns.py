@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ironbound.exact.split_cuts import no_cuts
 from ironbound.exact.split_relaxation import Line, Relaxation
 
 GUARD = 1e-9  # share of a neuron's range by which its bound must exceed the kink
@@ -25,7 +26,7 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
         which: columns of one level, int64 [neurons], one at the least.
 
     Returns:
-        A network of 2 * neurons clauses.
+        A network of 2 * neurons clauses, without cuts.
     """
     level = next(k for k, columns in enumerate(net.levels) if int(which[0]) < columns.stop)
     first = net.levels[level].start
@@ -37,10 +38,12 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
     def lines(line: Line) -> Line:
         return tuple(part[:first] for part in line)  # type: ignore[return-value]
 
-    columns = ("constant", "knot", "splittable", "low", "high", "nodes", "neurons", "place", "input")
+    place = net.place[:first]
+    columns = ("constant", "knot", "splittable", "low", "high", "nodes", "neurons", "input")
     return replace(
         net,
         **{name: getattr(net, name)[:first] for name in columns},
+        place=place,
         levels=net.levels[:level],
         above=tuple(net.above[j][: first - net.levels[j].stop] for j in range(level)),
         lower=lines(net.lower),
@@ -51,6 +54,7 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
         rows_constant=rows_constant,
         clause=torch.arange(2 * len(which), device=which.device),
         guard=guard,
+        cuts=no_cuts(place, net.input_place, net.constant),
     )
 
 
@@ -139,4 +143,5 @@ def _kept(net: Relaxation, kept: Tensor, reads: Tensor, source: Tensor, constant
         parts=reads[width:][:, index],
         rows_input=source[width:],
         rows_constant=constant[width:],
+        cuts=no_cuts(net.place[index], net.input_place, net.constant),
     )

@@ -61,7 +61,7 @@ def solved(net: Relaxation, at: Multipliers, clause: int) -> Leaf | None:
     beta = dual[-net.width :].clamp(min=0)
     best: Leaf | None = None
     for scale in scales:
-        better = Multipliers(at.signs, at.t, (scale * beta).unsqueeze(0), weight)
+        better = Multipliers(at.signs, at.t, (scale * beta).unsqueeze(0), weight, torch.zeros_like(at.cuts))
         value = walk(net, fixed(net, at.signs), better).value
         if bool(torch.isfinite(value).all()) and (best is None or bool(value > best.value)):
             best = Leaf(value, better, point.unsqueeze(0))

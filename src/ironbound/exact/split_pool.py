@@ -40,15 +40,16 @@ class Batch:
         return Batch(torch.cat([p.lower for p in parts]), torch.cat([p.clause for p in parts]), at)
 
 
-def packed(at: Multipliers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def packed(at: Multipliers) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Signs in 8 bits, slopes and multipliers in 16: whatever rounding makes of them, they give a bound."""
-    return at.signs.to(torch.int8), at.t.half(), at.beta.clamp(max=_HALF).half(), at.weight
+    beta, cuts = (part.clamp(max=_HALF).half() for part in (at.beta, at.cuts))
+    return at.signs.to(torch.int8), at.t.half(), beta, at.weight, cuts
 
 
-def unpacked(columns: tuple[Tensor, Tensor, Tensor, Tensor]) -> Multipliers:
+def unpacked(columns: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Multipliers:
     """The inverse, in the dtype of the rows' shares."""
-    signs, t, beta, weight = columns
-    return Multipliers(signs.to(weight.dtype), t.to(weight.dtype), beta.to(weight.dtype), weight)
+    weight = columns[3]
+    return Multipliers(*(part.to(weight.dtype) for part in columns))
 
 
 class Pool:

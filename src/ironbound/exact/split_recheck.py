@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,35 +18,38 @@ from ironbound.exact.split_bounds import Multipliers
 from ironbound.exact.split_columns import below, bounded, is_open, pruned
 from ironbound.exact.split_leaf import solved
 from ironbound.exact.split_relaxation import Relaxation, of_state
+from ironbound.exact.split_separation import cuts_of
 from ironbound.exact.split_tightening import bounds_of
-from ironbound.exact.split_tree import Tightening, Tree, covers
+from ironbound.exact.split_tree import Proof, Tightening, Tree, covers
 
 _PACE = Pace(iterations=40, slope=0.1, beta=0.1)
 
 
 @torch.no_grad()
-def recheck(query: Query, tree: Tree, memory: int | None = None) -> Tensor:
-    """Bounds every leaf anew from its sign clamps; slopes and multipliers that the tree has are where it begins.
+def recheck(query: Query, proofs: tuple[Proof, ...], memory: int | None = None) -> Tensor:
+    """Bounds every leaf anew from its sign clamps; slopes and multipliers that the trees have are where it begins.
 
     The bounds of neurons that the tree builds on are found again first, from the leaves behind them, level by level.
 
     Args:
         query: the network, region and clauses of the search, in the arithmetic to trust.
-        tree: the leaves.
+        proofs: the leaves.
         memory: bytes that the rows of one step may take, or None.
 
     Returns:
-        For each clause a number that its largest row exceeds at every point of the region, [clauses]; -inf where the
-        leaves leave something out.
+        For each clause a number that its largest row exceeds at every point of the region, [clauses]; -inf where it has
+        no leaves or they leave something out.
     """
     with full_precision(query.region.center.device):
         known = [METHODS[name](query.graph, query.region, memory).layers() for name in ("dual", "crown")]
         state = alpha_state(query.graph, query.region, known, Ascent(20), memory)
-        ends = _Ends(state)
-        net = of_state(state, query.clauses)
-        for one in tree.tightenings:
-            net = _tightened(net, ends, one)
-        return _bounds(net, ends, tree)
+        lower = query.clauses.constant.new_full((len(query.clauses),), -torch.inf)
+        for proof in proofs:
+            net, ends = of_state(state, query.clauses.take(proof.clauses)), _Ends(state)
+            for one in proof.tree.tightenings:
+                net = _tightened(net, ends, one)
+            lower[proof.clauses] = torch.maximum(lower[proof.clauses], _bounds(net, ends, proof.tree))
+        return lower
 
 
 class _Ends:
@@ -79,7 +84,8 @@ def _tightened(net: Relaxation, ends: _Ends, one: Tightening) -> Relaxation:
         return net
     index = torch.nonzero(present).squeeze(1)
     which = place[index]
-    chosen = one.tree.take(torch.cat([index, index + count]))
+    both = torch.cat([index, index + count])
+    chosen = one.tree.take(both, both)  # a clause has one row
     better = bounded(net, *bounds_of(net, which, _bounds(below(net, which), ends, chosen)))
     ends.note(better)
     return pruned(better)
@@ -88,13 +94,25 @@ def _tightened(net: Relaxation, ends: _Ends, one: Tightening) -> Relaxation:
 def _bounds(net: Relaxation, ends: _Ends, tree: Tree) -> Tensor:
     """The lowest bound of each clause's leaves, [clauses]; -inf where they leave something out."""
     lower = net.constant.new_full((len(net.guard),), torch.inf)
+    net, kept = _with_cuts(net, tree)
     signs, possible = _clamps(net, ends, tree)
     length = max(1, CACHE // (net.constant.element_size() * (12 * net.width + 6 * net.input.shape[1])))
     for piece in torch.nonzero(possible).flatten().split(length):
-        value = _values(net, _multipliers(net, tree, signs[piece], piece), tree.clause[piece])
+        value = _values(net, _multipliers(net, tree, signs[piece], piece, kept), tree.clause[piece])
         lower = lower.scatter_reduce(0, tree.clause[piece], value, "amin")
     whole = [covers(tree, clause) for clause in range(len(lower))]
     return torch.where(torch.tensor(whole, device=lower.device), lower, -torch.inf)
+
+
+def _with_cuts(net: Relaxation, tree: Tree) -> tuple[Relaxation, Tensor]:
+    """The network with the tree's cuts, made anew from its own bounds, and which of them those are, bool [cuts]."""
+    shares = tree.shares
+    place, present = _places(net, tree.node, tree.neuron)
+    kept = present[shares.column]
+    parts = shares.parts.new_zeros((len(shares), net.width))
+    parts[:, place[present]] = shares.parts[:, present]
+    here = replace(shares, column=place[shares.column], parts=parts).take(kept)
+    return replace(net, cuts=cuts_of(net, here)), kept
 
 
 def _values(net: Relaxation, at: Multipliers, clause: Tensor) -> Tensor:
@@ -130,10 +148,11 @@ def _clamps(net: Relaxation, ends: _Ends, tree: Tree) -> tuple[Tensor, Tensor]:
     return signs, possible
 
 
-def _multipliers(net: Relaxation, tree: Tree, signs: Tensor, piece: Tensor) -> Multipliers:
+def _multipliers(net: Relaxation, tree: Tree, signs: Tensor, piece: Tensor, kept: Tensor) -> Multipliers:
     rows = net.membership()[tree.clause[piece]]
     weight = rows / rows.sum(1, keepdim=True)
     t, beta = net.starts[1].expand_as(signs).clone(), torch.zeros_like(signs)
+    cuts = signs.new_zeros((len(signs), len(net.cuts)))
     has = torch.nonzero(piece < len(tree.t)).flatten()
     place, present = _places(net, tree.node, tree.neuron)
     if len(has):
@@ -143,4 +162,5 @@ def _multipliers(net: Relaxation, tree: Tree, signs: Tensor, piece: Tensor) -> M
         beta[has.unsqueeze(1), here] = tree.beta[leaf, there].to(t.dtype)
         stored = tree.weight[piece[has]].to(t.dtype)
         weight[has] = stored / stored.sum(1, keepdim=True)
-    return Multipliers(signs, t, beta, weight)
+        cuts[has] = tree.cuts[piece[has]][:, kept].to(t.dtype)
+    return Multipliers(signs, t, beta, weight, cuts)

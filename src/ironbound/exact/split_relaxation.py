@@ -20,6 +20,7 @@ from ironbound.bounding.functionals import DenseRows
 from ironbound.bounding.methods import METHODS
 from ironbound.exact.block_maps import BlockMap, places
 from ironbound.exact.query import Clauses, Query
+from ironbound.exact.split_cuts import Cuts, no_cuts
 from ironbound.ops.piecewise import PiecewiseLinear
 
 Line = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -47,6 +48,7 @@ class Relaxation:
         rows_constant: [rows].
         clause: the clause of each row, int64 [rows].
         guard: what a bound of each clause must exceed, [clauses].
+        cuts: that hold everywhere.
     """
 
     levels: tuple[slice, ...]
@@ -70,6 +72,7 @@ class Relaxation:
     rows_constant: Tensor
     clause: Tensor
     guard: Tensor
+    cuts: Cuts
 
     @property
     def width(self) -> int:
@@ -98,9 +101,23 @@ class Relaxation:
         def one(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(one(part) for part in value)
+            if isinstance(value, Cuts):
+                return value.to(dtype)
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return Relaxation(**{field.name: one(getattr(self, field.name)) for field in fields(self)})
+
+    def clauses(self, kept: Tensor) -> Relaxation:
+        """The same network with some of its clauses, by int64 [clauses kept], ascending; they are numbered anew."""
+        rows = torch.isin(self.clause, kept)
+        return replace(
+            self,
+            parts=self.parts[rows],
+            rows_input=self.rows_input[rows],
+            rows_constant=self.rows_constant[rows],
+            clause=torch.searchsorted(kept, self.clause[rows]),
+            guard=self.guard[kept],
+        )
 
     def of_clauses(self, rows: Functionals, clauses: Clauses) -> Relaxation:
         """The same network with other rows."""
@@ -174,6 +191,7 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
     def flat(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=like.device)
 
+    regions = flat(place, torch.int64), places(tuple(like.shape[1:])).to(like.device)
     net = Relaxation(
         tuple(levels),
         tuple(level.above[0] for level in between.levels),
@@ -188,14 +206,14 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         flat([high for _, high in ends], like.dtype),
         flat(nodes, torch.int64),
         flat(neurons, torch.int64),
-        flat(place, torch.int64),
-        places(tuple(like.shape[1:])).to(like.device),
+        *regions,
         tuple((dual, radius[0], middle[0]) for dual, radius, middle in between.sets),
         like.new_zeros(0),
         like.new_zeros(0),
         like.new_zeros(0),
         clauses.clause,
         like.new_zeros(0),
+        no_cuts(*regions, like),
     )
     return net.of_clauses(rows, clauses)
 

@@ -25,7 +25,7 @@ _ROOT = Pace(iterations=60)
 _LAST = Pace(iterations=40)
 _SECONDS = 1.0  # that a step should take at most
 _FEW = 16  # subproblems that a thread should have at least
-_HOPE = 0.35  # share of the subproblems that should be closed
+_HOPE = 0.35  # share of the subproblems that should be closed, unless what the bounds lack has halved
 
 
 class SignSearch:
@@ -36,10 +36,16 @@ class SignSearch:
         budget: when to end.
         net: the relaxed network.
         accept: what a candidate [1, *shape] must pass; None accepts all.
+        start: every clause without splits, to begin with; None: from the usual slopes.
     """
 
     def __init__(
-        self, query: Query, budget: Budget, net: Relaxation, accept: Callable[[Tensor], bool] | None = None
+        self,
+        query: Query,
+        budget: Budget,
+        net: Relaxation,
+        accept: Callable[[Tensor], bool] | None = None,
+        start: Batch | None = None,
     ) -> None:
         self.query, self.budget, self.accept = query, budget, accept
         self.net, self.exact = net.to(torch.float32), net.to(torch.float64)
@@ -53,27 +59,30 @@ class SignSearch:
         self._piece = 2 * step_length(self.net)
         self.most = self._piece // 2 * torch.get_num_threads()
         self.length = 16
-        start = roots(self.net)
-        self.pool = Pool(start)
-        self._start: Batch | None = start
+        self._start = roots(self.net) if start is None else start
+        self.pool = Pool(self._start)
+        self._begun = False
 
     def run(self, patience: float | None = None) -> str:
         """Searches to the end.
 
         Args:
-            patience: seconds after which a search is given up in which hardly anything closes; None: never.
+            patience: seconds after which a search is given up that gets nowhere; None: never. One that goes on is
+                looked at again after twice as long.
 
         Returns:
             Why it ended: "proved", "candidate", "time", "memory", "nodes", "stuck" or "hopeless".
         """
         first = begin = time.monotonic()
-        if self._start is not None:
+        if not self._begun:
             self._enter(self._start, *self._bounded(self._start, _ROOT))
-            self._start = None
+            self._begun = True
+        lack = self._lack()
         while (why := self._stop()) is None:
             begin = time.monotonic()
             if patience is not None and begin - first > patience:
-                if len(self.leaves) < _HOPE * (len(self.leaves) + len(self.pool)):
+                before, lack = lack, self._lack()
+                if len(self.leaves) < _HOPE * (len(self.leaves) + len(self.pool)) and lack > before / 2:
                     return "hopeless"
                 patience *= 2
             self._step()
@@ -84,6 +93,10 @@ class SignSearch:
     def lower(self) -> Tensor:
         """Bounds of the clauses as they are, float64 [clauses]."""
         return torch.minimum(self.done, self.pool.least(len(self.done)))
+
+    def _lack(self) -> float:
+        """How far the lowest bound is from its guard."""
+        return float((self.exact.guard - self.lower()).max())
 
     def _stop(self) -> str | None:
         limit = self.budget.nodes
@@ -113,7 +126,7 @@ class SignSearch:
         if len(parents) == 0:
             return
         column = self._in_threads(lambda part: chosen(self.net, part.at, part.clause), parents)
-        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
+        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(self.net, parents.at, column))
         self._enter(both, *self._bounded(both, CHILD))
 
     def _bounded(self, batch: Batch, pace: Pace) -> tuple[Tensor, Best]:
@@ -122,7 +135,7 @@ class SignSearch:
         def work(part: Batch) -> tuple[Tensor, ...]:
             best = climbed_on(self.net, part.at, part.clause, part.lower, pace)
             at = best.at
-            return confirmed(self.exact, at), best.value, at.signs, at.t, at.beta, at.weight
+            return confirmed(self.exact, at), best.value, *at.parts()
 
         exact, value, *at = self._in_threads(work, batch)
         return exact, Best(value, Multipliers(*at))
@@ -163,7 +176,7 @@ class SignSearch:
 
     def _last(self, one: Batch) -> None:
         """Decides a subproblem with nothing left to split, or gives it up; all in float64."""
-        at = Multipliers(*(part.double() for part in (one.at.signs, one.at.t, one.at.beta, one.at.weight)))
+        at = one.at.to(torch.float64)
         leaf = solved(self.exact, at, int(one.clause))
         best = climbed(self.exact, at if leaf is None else leaf.at, one.clause, _LAST)
         near = points(self.exact, best.at)

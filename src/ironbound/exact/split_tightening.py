@@ -33,11 +33,12 @@ def roots(net: Relaxation) -> Batch:
     weight = rows / rows.sum(1, keepdim=True)
     none = net.constant.new_zeros((len(clause), net.width))
     lines = fixed(net, none)
-    starts = [Multipliers(none, t.expand_as(none), none, weight) for t in net.starts]
+    cuts = none.new_zeros((len(clause), len(net.cuts)))
+    starts = [Multipliers(none, t.expand_as(none), none, weight, cuts) for t in net.starts]
     first, second = (walk(net, lines, start).value for start in starts)
     t = torch.where((second > first).unsqueeze(1), starts[1].t, starts[0].t)
     lower = torch.full_like(first, -torch.inf, dtype=torch.float64)
-    return Batch(lower, clause, Multipliers(none, t, none, weight))
+    return Batch(lower, clause, Multipliers(none, t, none, weight, cuts))
 
 
 def step_length(net: Relaxation) -> int:
@@ -80,13 +81,13 @@ class SideBySide:
         def work(part: slice) -> tuple[Tensor, ...]:
             one = batch.take(index[part])
             if self.budget.left() <= 0:
-                return one.lower, one.at.t, one.at.beta, one.at.weight
+                return one.lower, *one.at.parts()
             at = climbed_on(self.net, one.at, one.clause, one.lower, pace).at
-            return torch.maximum(confirmed(self.exact, at), one.lower), at.t, at.beta, at.weight
+            return torch.maximum(confirmed(self.exact, at), one.lower), *at.parts()
 
         index = torch.arange(len(batch), device=batch.clause.device)
         value, *rest = over_examples(work, len(batch), step_length(self.net), index.device)
-        found = Batch(value, batch.clause, Multipliers(batch.at.signs, *rest))
+        found = Batch(value, batch.clause, Multipliers(*rest))
         done = value > self.exact.guard[found.clause]
         self.closed = self.closed.scatter_reduce(0, found.clause[done], value[done], "amin")
         self.leaves.add(found.clause[done], found.at.take(done))
@@ -105,7 +106,7 @@ class SideBySide:
             step_length(self.net),
             index.device,
         )
-        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(parents.at, column))
+        both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(self.net, parents.at, column))
         self.open = Batch.join([rest, self._bounded(both, CHILD)])
         return True
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ironbound.exact.split_bounds import Multipliers
+from ironbound.exact.split_cuts import Shares
 from ironbound.exact.split_pool import packed
 from ironbound.exact.split_relaxation import Relaxation
 
@@ -24,6 +25,8 @@ class Tree:
         t: slopes of the neurons that are not split, float16 [leaves with slopes, columns]; the first leaves have them.
         beta: multipliers of the splits, likewise.
         weight: shares of the clauses' rows, [leaves with slopes, rows].
+        cuts: multipliers of the cuts, float16 [leaves with slopes, cuts].
+        shares: what the cuts were made of.
         tightenings: what the bounds of the neurons rest on, beyond those of "alpha"; each builds on those before.
     """
 
@@ -34,13 +37,23 @@ class Tree:
     t: Tensor
     beta: Tensor
     weight: Tensor
+    cuts: Tensor
+    shares: Shares
     tightenings: tuple[Tightening, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clause)
 
-    def take(self, clauses: Tensor) -> Tree:
-        """The leaves of some clauses, by int64 [clauses kept], numbered anew in that order."""
+    def take(self, clauses: Tensor, rows: Tensor) -> Tree:
+        """The leaves of some clauses, by int64 [clauses kept], numbered anew in that order.
+
+        Args:
+            clauses: to keep, int64 [clauses kept].
+            rows: theirs, in the order of the network that the clauses are taken to, int64 [rows kept].
+
+        Returns:
+            Their leaves.
+        """
         number = torch.full((int(max(self.clause.amax(), clauses.amax())) + 1,), -1, device=clauses.device)
         number[clauses] = torch.arange(len(clauses), device=clauses.device)
         found = number[self.clause]
@@ -52,7 +65,8 @@ class Tree:
             signs=self.signs[kept],
             t=self.t[slopes],
             beta=self.beta[slopes],
-            weight=self.weight[slopes][:, clauses],
+            weight=self.weight[slopes][:, rows],
+            cuts=self.cuts[slopes],
         )
 
     def clamps(self, leaf: int) -> list[tuple[int, int, int]]:
@@ -78,8 +92,21 @@ class Tightening:
     def bytes(self) -> int:
         """What it takes."""
         tree = self.tree
-        parts = (tree.clause, tree.signs, tree.t, tree.beta, tree.weight)
+        parts = (tree.clause, tree.signs, tree.t, tree.beta, tree.weight, tree.cuts)
         return sum(part.element_size() * part.numel() for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """The leaves that prove some clauses.
+
+    Attributes:
+        clauses: numbers in the query, int64 [clauses].
+        tree: its clause k is the k-th of them.
+    """
+
+    clauses: Tensor
+    tree: Tree
 
 
 class Leaves:
@@ -95,7 +122,7 @@ class Leaves:
         self.bytes = 0
         self._slopes = 0
         self._with = True
-        self._parts: list[list[Tensor]] = [[], [], [], [], []]
+        self._parts: list[list[Tensor]] = [[], [], [], [], [], []]
         self._count = 0
 
     def __len__(self) -> int:
@@ -123,9 +150,11 @@ class Leaves:
             torch.zeros((0, net.width), dtype=torch.int8, device=like.device),
             *(torch.zeros((0, net.width), dtype=torch.float16, device=like.device),) * 2,
             like.new_zeros((0, len(net.clause))),
+            torch.zeros((0, len(net.cuts)), dtype=torch.float16, device=like.device),
         )
-        columns = (torch.cat([*part, none]) for part, none in zip(self._parts, empty, strict=True))
-        return Tree(net.nodes, net.neurons, *columns, tightenings=tightenings)
+        parts = [torch.cat([*part, none]) for part, none in zip(self._parts, empty, strict=True)]
+        clause, signs, t, beta, weight, cuts = parts
+        return Tree(net.nodes, net.neurons, clause, signs, t, beta, weight, cuts, net.cuts.shares, tightenings)
 
 
 def covers(tree: Tree, clause: int) -> bool:
