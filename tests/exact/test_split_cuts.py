@@ -18,6 +18,7 @@ from exact.split_cases import cut, exact_minimum, near, problem
 from ironbound.bounding.alpha_dual import Ascent
 from ironbound.capture import capture
 from ironbound.exact import split as campaign
+from ironbound.exact import split_search
 from ironbound.exact.query import Budget, Clauses, Query
 from ironbound.exact.split import split
 from ironbound.exact.split_ascent import Pace, climbed
@@ -189,7 +190,7 @@ def test_bounds_with_cuts_are_between_those_without_and_the_minimum() -> None:
     for seed in range(8):
         one = problem(seed, "three layers", (1, 1))
         net = replace(_relaxed(one.query()), guard=torch.full((2,), 1e6).double())
-        better, start = with_cuts(net, Cutting(rounds=4, each=8), Budget())
+        better, start = with_cuts(net, roots(net.to(torch.float32)), Cutting(rounds=4, each=8), Budget())
         plain = climbed(net, roots(net).at, torch.arange(2), Pace(400)).value
         value = climbed(better.to(torch.float64), start.at.to(torch.float64), start.clause, Pace(200)).value
         for clause in range(2):
@@ -202,14 +203,18 @@ def test_bounds_with_cuts_are_between_those_without_and_the_minimum() -> None:
 def test_cuts_keep_to_their_memory() -> None:
     net = replace(_relaxed(problem(3, "three layers").query()), guard=torch.full((1,), 1e6).double())
     each = 24 * (net.input.shape[1] + net.width)
-    better, _ = with_cuts(net, Cutting(rounds=6, each=8, memory=3 * each), Budget())
+    better, _ = with_cuts(net, roots(net.to(torch.float32)), Cutting(rounds=6, each=8, memory=3 * each), Budget())
     assert 0 < len(better.cuts) <= 3
 
 
-@pytest.fixture
-def cutting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Searches begin with cuts."""
+@pytest.fixture(params=["at the root", "at every step"])
+def cutting(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Searches begin with cuts; or with few, and look for more before each step."""
     monkeypatch.setattr(campaign, "_BRIEF", -1.0)
+    if request.param == "at every step":
+        monkeypatch.setattr(split_search, "_REST", -1e9)
+        first = Cutting
+        monkeypatch.setattr(campaign, "Cutting", lambda memory: first(1, 1, memory))
     yield
 
 

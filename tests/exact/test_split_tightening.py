@@ -143,7 +143,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The first searches of each `split` end at once; neurons are tightened, and the last one goes on to the end."""
     plain = split_search.SignSearch.run
 
-    def run(self: split_search.SignSearch, patience: float | None = None) -> str:
+    def run(self: split_search.SignSearch, patience: float | None = None, *_: object) -> str:
         return plain(self, patience) if patience is None else plain(self, -1.0)
 
     monkeypatch.setattr(split_search, "_HOPE", 2.0)

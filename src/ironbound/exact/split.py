@@ -28,11 +28,12 @@ from ironbound.exact.query import Budget, Outcome, Query
 from ironbound.exact.split_relaxation import Relaxation, relaxed
 from ironbound.exact.split_search import MEMORY, SignSearch
 from ironbound.exact.split_separation import Cutting, with_cuts
-from ironbound.exact.split_tightening import Effort, tightened
+from ironbound.exact.split_tightening import Effort, roots, tightened
 from ironbound.exact.split_tree import Proof, Tightening
 
 _LAYERS = Ascent(20)
 _BRIEF = 0.5  # seconds of a search before cuts are looked for
+_LATER, _EACH = 4, 100  # rounds of cuts within a search, and new ones of a subproblem in each
 _PATIENCE = 1.0  # least seconds of a search before neurons are tightened
 _ROUNDS, _MORE = 16, 3  # splits of each neuron's bounds the first time, and how many times more each time after
 _GAIN = 0.05  # share of the neurons' ranges that a tightening must take off to be followed by another
@@ -131,14 +132,19 @@ class _Campaign:
     def _one(self, net: Relaxation, clause: Tensor, seconds: float) -> str:
         """Searches one clause with cuts."""
         begin, end = time.monotonic(), self._left(seconds)
-        cut, start = with_cuts(net.clauses(clause), Cutting(memory=self.memory // 8), end)
+        cutting = Cutting(memory=self.memory // 4)
+        one = net.clauses(clause)
+        cut, start = with_cuts(one, roots(one.to(torch.float32)), cutting, end)
         self.patience = max(self.patience, time.monotonic() - begin)
         query = replace(self.query, clauses=self.query.clauses.take(clause))
         search = SignSearch(query, end, cut, self.accept, start)
-        return self._run(search, clause, self.patience if self._worth(net) else None)
+        more = replace(cutting, rounds=_LATER, each=_EACH)
+        return self._run(search, clause, self.patience if self._worth(net) else None, more)
 
-    def _run(self, search: SignSearch, clauses: Tensor, patience: float | None = None) -> str:
-        why = search.run(patience)
+    def _run(
+        self, search: SignSearch, clauses: Tensor, patience: float | None = None, cutting: Cutting | None = None
+    ) -> str:
+        why = search.run(patience, cutting)
         lower = search.lower()
         proved = torch.nonzero(lower > search.exact.guard).squeeze(1)
         if len(proved):

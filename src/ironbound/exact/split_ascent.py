@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Pace:
 
 # of a side of a split, which goes on from the whole's multipliers; deep in a search small steps would fall behind
 CHILD = Pace(iterations=5, slope=0.05, beta=1.8, last=0.4)
+WITH_CUTS = replace(CHILD, iterations=10)  # likewise, where there are cuts: more multipliers need more steps
 _STALLED = Pace(iterations=40, slope=0.1, beta=0.6)  # of one that these steps leave where the whole was
 
 

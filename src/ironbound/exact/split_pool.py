@@ -78,6 +78,13 @@ class Pool:
         for column, part in zip(self._columns, (batch.lower, batch.clause, *packed(batch.at)), strict=True):
             column[place] = part
 
+    def widen(self, cuts: int) -> None:
+        """Makes room for the multipliers of more cuts, which begin at 0."""
+        last = self._columns[-1]
+        more = last.new_zeros((len(last), cuts - last.shape[1]))
+        self._columns[-1] = torch.cat([last, more], 1)
+        self.bytes_each += more.element_size() * more.shape[1]
+
     def _grow(self, more: int) -> None:
         size = len(self._columns[0])
         self._columns = [torch.cat([part, part.new_zeros((more, *part.shape[1:]))]) for part in self._columns]

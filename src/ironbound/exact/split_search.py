@@ -10,19 +10,23 @@ from torch import Tensor
 
 from ironbound.bounding.threads import Result, over_examples
 from ironbound.exact.query import Budget, Query
-from ironbound.exact.split_ascent import CHILD, Best, Pace, climbed, climbed_on
+from ironbound.exact.split_ascent import CHILD, WITH_CUTS, Best, Pace, climbed, climbed_on
 from ironbound.exact.split_attack import POINTS, counterexample, steps_of_round
 from ironbound.exact.split_bounds import Multipliers, confirmed, points
 from ironbound.exact.split_branching import chosen, halves, splittable
 from ironbound.exact.split_leaf import solved
 from ironbound.exact.split_pool import Batch, Pool
 from ironbound.exact.split_relaxation import Relaxation
+from ironbound.exact.split_separation import Cutting, with_cuts
 from ironbound.exact.split_tightening import roots, step_length
 from ironbound.exact.split_tree import Leaves
 
 MEMORY = 1 << 30  # bytes of open subproblems and leaves, by default
 _ROOT = Pace(iterations=60)
 _LAST = Pace(iterations=40)
+_WORST = 4  # subproblems that cuts are looked for in at a time
+_REST = 2.0  # times as long as the last cuts took to find a search goes on before it looks for more
+_WORTH = 0.2  # share of what the bounds of these lack that the cuts should make good
 _SECONDS = 1.0  # that a step should take at most
 _FEW = 16  # subproblems that a thread should have at least
 _HOPE = 0.35  # share of the subproblems that should be closed, unless what the bounds lack has halved
@@ -62,13 +66,15 @@ class SignSearch:
         self._start = roots(self.net) if start is None else start
         self.pool = Pool(self._start)
         self._begun = False
+        self._sharpened, self._pause = time.monotonic(), 1.0
 
-    def run(self, patience: float | None = None) -> str:
+    def run(self, patience: float | None = None, cutting: Cutting | None = None) -> str:
         """Searches to the end.
 
         Args:
             patience: seconds after which a search is given up that gets nowhere; None: never. One that goes on is
                 looked at again after twice as long.
+            cutting: how cuts are looked for on the way; None: they are not.
 
         Returns:
             Why it ended: "proved", "candidate", "time", "memory", "nodes", "stuck" or "hopeless".
@@ -76,7 +82,7 @@ class SignSearch:
         first = begin = time.monotonic()
         if not self._begun:
             self._enter(self._start, *self._bounded(self._start, _ROOT))
-            self._begun = True
+            self.nodes, self._begun = len(self._start), True
         lack = self._lack()
         while (why := self._stop()) is None:
             begin = time.monotonic()
@@ -85,6 +91,8 @@ class SignSearch:
                 if len(self.leaves) < _HOPE * (len(self.leaves) + len(self.pool)) and lack > before / 2:
                     return "hopeless"
                 patience *= 2
+            if cutting is not None and begin > self._sharpened + _REST * self._pause:
+                self._sharpen(cutting)
             self._step()
             slow = time.monotonic() - begin > _SECONDS
             self.length = max(4, self.length // 2) if slow else min(self.most, 2 * self.length)
@@ -93,6 +101,23 @@ class SignSearch:
     def lower(self) -> Tensor:
         """Bounds of the clauses as they are, float64 [clauses]."""
         return torch.minimum(self.done, self.pool.least(len(self.done)))
+
+    def _sharpen(self, cutting: Cutting) -> None:
+        """Cuts for the worst subproblems, which help those that are like them; more seldom where it helps little."""
+        begin = time.monotonic()
+        worst = self.pool.take(_WORST)
+        net, found = with_cuts(self.exact, worst, cutting, self.budget)
+        if len(net.cuts) == len(self.net.cuts):
+            self._pause = float("inf")  # no room for more
+        self.net, self.exact, self.leaves.net = net.to(torch.float32), net, net
+        self.pool.widen(len(net.cuts))
+        value = torch.maximum(confirmed(self.exact, found.at), worst.lower)
+        self._enter(found, value, Best(value.to(found.at.t), found.at))
+        before = self.exact.guard[worst.clause] - worst.lower
+        made_good = float((torch.minimum(value - worst.lower, before) / before).mean())
+        took = time.monotonic() - begin
+        self._pause = max(took, self._pause if made_good > _WORTH else 2 * self._pause)
+        self._sharpened = time.monotonic()
 
     def _lack(self) -> float:
         """How far the lowest bound is from its guard."""
@@ -127,7 +152,8 @@ class SignSearch:
             return
         column = self._in_threads(lambda part: chosen(self.net, part.at, part.clause), parents)
         both = Batch(parents.lower.repeat(2), parents.clause.repeat(2), halves(self.net, parents.at, column))
-        self._enter(both, *self._bounded(both, CHILD))
+        self._enter(both, *self._bounded(both, WITH_CUTS if len(self.net.cuts) else CHILD))
+        self.nodes += len(both)
 
     def _bounded(self, batch: Batch, pace: Pace) -> tuple[Tensor, Best]:
         """Bounds of subproblems in float64, and what gives them."""
@@ -147,7 +173,6 @@ class SignSearch:
 
     def _enter(self, batch: Batch, value: Tensor, best: Best) -> None:
         """Closes what is above its guard and queues the rest, after a look for counterexamples."""
-        self.nodes += len(batch)
         closed = value > self.exact.guard[batch.clause]
         self._close(batch.clause[closed], value[closed], best.at.take(closed))
         # a side of a split is part of the whole, whose bound holds for it as well

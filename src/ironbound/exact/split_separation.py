@@ -28,7 +28,6 @@ from ironbound.exact.split_columns import is_open
 from ironbound.exact.split_cuts import Cuts, Shares
 from ironbound.exact.split_pool import Batch
 from ironbound.exact.split_relaxation import Relaxation
-from ironbound.exact.split_tightening import roots
 
 _PACE = Pace(iterations=30, slope=0.1, beta=0.25, last=0.4, cut=0.5)
 _UNUSED = 1e-5  # share of the mean coefficient of a neuron's output up to which a cut's multiplier counts as 0
@@ -208,9 +207,9 @@ class Cutting:
 
     Attributes:
         rounds: most rounds.
-        each: most new cuts of a clause in a round.
+        each: most new cuts of a subproblem in a round.
         memory: bytes that the cuts may take.
-        gain: share of what a clause's bound lacks that a round must make good to be followed by another.
+        gain: share of what a bound lacks that a round must make good to be followed by another.
     """
 
     rounds: int = 8
@@ -226,69 +225,67 @@ class _Mean:
     Attributes:
         point: inputs, [n, input elements].
         out: outputs of the neurons, [n, columns].
-        met: coefficients of the outputs in the bound, [n, columns].
+        price: what the bound would gain by lower outputs, [n, columns]; below 0 by higher ones.
     """
 
     point: Tensor
     out: Tensor
-    met: Tensor
+    price: Tensor
 
 
-def with_cuts(net: Relaxation, effort: Cutting, budget: Budget) -> tuple[Relaxation, Batch]:
-    """Adds cuts that the relaxation of the open clauses breaks, round by round, and drops those of no use.
+def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) -> tuple[Relaxation, Batch]:
+    """Adds cuts that the relaxation of some open subproblems breaks, round by round; new ones of no use are dropped.
 
     Args:
-        net: the relaxed network in float64, without cuts.
+        net: the relaxed network in float64.
+        start: the subproblems, in float32.
         effort: how many.
         budget: when to end.
 
     Returns:
-        The network with cuts; and every clause without splits, from where its ascent ended.
+        The network with its cuts and the new ones after them; and the subproblems, from where their ascents ended.
     """
-    start = roots(net.to(torch.float32))
-    at, clause, floor = start.at, start.clause, torch.full_like(start.lower, -torch.inf)
+    at, clause, old = start.at, start.clause, len(net.cuts)
+    floor = torch.full_like(start.lower, -torch.inf)
     each = 24 * (net.input.shape[1] + net.width)  # bytes: twice in float64, twice in float32
     for round_ in range(effort.rounds + 1):
         climb, mean = _climbed(net.to(torch.float32), at, clause)
         at, value = climb.kept, climb.value.double()
-        lack = net.guard - value
-        left = torch.nonzero(lack > 0).squeeze(1)
-        useful = ~torch.isfinite(floor) | (value - floor > effort.gain * (net.guard - floor))
-        if round_ == effort.rounds or not bool(useful[left].any()) or budget.left() <= 0:
-            break
-        floor = value
         used = _used(climb)
-        found = [_broken(net, mean, int(one), effort.each) for one in left]
+        used[:old] = True
+        guard = net.guard[clause]
+        useful = ~torch.isfinite(floor) | (value - floor > effort.gain * (guard - floor))
+        left = torch.nonzero((value <= guard) & useful).squeeze(1)
+        if round_ == effort.rounds or len(left) == 0 or budget.left() <= 0:
+            break
+        found = [separated(net, mean.point[k], mean.out[k], mean.price[k], effort.each) for k in left.tolist()]
         fresh = Shares.join(found).take(slice(max(0, effort.memory // each - int(used.sum()))))
         if len(fresh) == 0:
             break
+        floor = value
         net = replace(net, cuts=net.cuts.take(used).joined(cuts_of(net, fresh)))
         at = replace(at, cuts=torch.cat([at.cuts[:, used], at.cuts.new_zeros((len(clause), len(fresh)))], 1))
-    used = _used(climb)
     net, at = replace(net, cuts=net.cuts.take(used)), replace(at, cuts=at.cuts[:, used])
-    return net, Batch(value, clause, at)
+    return net, Batch(torch.maximum(value, start.lower), clause, at)
 
 
 def _climbed(net: Relaxation, at: Multipliers, clause: Tensor) -> tuple[Climb, _Mean]:
-    """An ascent of every clause, and the averages of its second half."""
+    """An ascent of every subproblem, and the averages of its second half."""
     climb = Climb(net, at, clause)
     total: list[Tensor] = []
     for count in range(1, _PACE.iterations + 1):
+        cuts = climb.at.cuts
         found, slopes = climb.step(count, _PACE)
         if 2 * count > _PACE.iterations:
-            now = [slopes.point, slopes.out, found.met]
+            whole = found.met.index_add(1, net.cuts.shares.column, cuts, alpha=-1)
+            now = [slopes.point, slopes.out, torch.where(at.signs == 0, -whole, 0.0)]
             total = [a + b for a, b in zip(total, now, strict=True)] if total else now
     climb.look()
     number = _PACE.iterations - _PACE.iterations // 2
     return climb, _Mean(*(part.double() / number for part in total))
 
 
-def _broken(net: Relaxation, mean: _Mean, clause: int, count: int) -> Shares:
-    """The cuts that the relaxation of a clause breaks."""
-    return separated(net, mean.point[clause], mean.out[clause], -mean.met[clause], count)
-
-
 def _used(climb: Climb) -> Tensor:
-    """Which cuts some clause's bound uses, bool [cuts]."""
+    """Which cuts some subproblem's bound uses, bool [cuts]."""
     assert climb.scale is not None
     return (climb.kept.cuts > _UNUSED * climb.scale.mean()).any(0)

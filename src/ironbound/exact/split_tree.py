@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ironbound.exact.split_bounds import Multipliers
@@ -113,7 +114,7 @@ class Leaves:
     """Collects leaves; their slopes are kept while the budget lasts.
 
     Args:
-        net: the relaxed network.
+        net: the relaxed network; `net` may be set to the same with more cuts.
         budget: bytes of slopes.
     """
 
@@ -152,7 +153,9 @@ class Leaves:
             like.new_zeros((0, len(net.clause))),
             torch.zeros((0, len(net.cuts)), dtype=torch.float16, device=like.device),
         )
-        parts = [torch.cat([*part, none]) for part, none in zip(self._parts, empty, strict=True)]
+        *parts, cuts = self._parts
+        whole = [F.pad(part, (0, len(net.cuts) - part.shape[1])) for part in cuts]  # cuts that came later counted 0
+        parts = [torch.cat([*part, none]) for part, none in zip([*parts, whole], empty, strict=True)]
         clause, signs, t, beta, weight, cuts = parts
         return Tree(net.nodes, net.neurons, clause, signs, t, beta, weight, cuts, net.cuts.shares, tightenings)
 
