@@ -70,6 +70,25 @@ def test_no_point_breaks_a_cut(seed: int, other: int, size: str) -> None:
         assert len(found) == 20 and bool((found.values(x, out) <= 1e-9).all())
 
 
+@pytest.mark.parametrize("layer", [nn.LeakyReLU(0.2), nn.ReLU(), nn.PReLU(init=-0.5)])
+def test_no_point_of_a_network_of_any_kink_breaks_a_cut(layer: nn.Module) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 7), layer, nn.Linear(7, 6), layer, nn.Linear(6, 2)).double().eval()
+    x = torch.randn(1, 5).double()
+    radius = torch.tensor([[0.5, 0.0, 1.0, 0.2, 0.7]]).double()  # one input that does not vary
+    rows = Clauses(torch.randn(1, 2).double(), None, torch.zeros(1).double(), torch.zeros(1).long(), torch.zeros(1))
+    query = Query(capture(model, x), Box(x - radius, x + radius), rows)
+    net = _relaxed(query)
+    points = torch.cat([*(query.region.sample() for _ in range(500)), _corners(query.region, 500)])
+    _, out = _run(net, points)
+    # the columns are those of the network
+    row = out @ net.parts.T + points @ net.rows_input.T + net.rows_constant
+    torch.testing.assert_close(row, rows.values(points, model(points)).detach())
+    found = [cut(net, 30, seed).cuts.values(points, out) for seed in range(5)]
+    assert all(bool((values <= 1e-9).all()) for values in found)
+    assert any(bool((values > -1e-3).any()) for values in found)  # they are tight somewhere
+
+
 def test_no_point_of_a_ball_breaks_a_cut() -> None:
     query = problem(2, "three layers").query()
     ball = L2Ball(query.region.center, 0.8)
