@@ -23,7 +23,7 @@ from ironbound.exact.query import Budget, Clauses, Query
 from ironbound.exact.split import split
 from ironbound.exact.split_ascent import Pace, climbed
 from ironbound.exact.split_columns import bounded, is_open
-from ironbound.exact.split_cuts import Shares, no_cuts
+from ironbound.exact.split_cuts import BYTES, Shares, no_cuts
 from ironbound.exact.split_recheck import recheck
 from ironbound.exact.split_relaxation import Relaxation, relaxed
 from ironbound.exact.split_separation import Cutting, cuts_of, separated, with_cuts
@@ -221,14 +221,15 @@ def test_bounds_with_cuts_are_between_those_without_and_the_minimum() -> None:
 
 def test_cuts_keep_to_their_memory() -> None:
     net = replace(_relaxed(problem(3, "three layers").query()), guard=torch.full((1,), 1e6).double())
-    each = 24 * (net.input.shape[1] + net.width)
+    each = BYTES * (net.input.shape[1] + net.width)
     better, _ = with_cuts(net, roots(net.to(torch.float32)), Cutting(rounds=6, each=8, memory=3 * each), Budget())
-    assert 0 < len(better.cuts) <= 3
+    assert 0 < len(better.cuts) <= 3 and better.cuts.bytes <= 3 * each
 
 
 @pytest.fixture(params=["at the root", "at every step"])
 def cutting(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Searches begin with cuts; or with few, and look for more before each step."""
+    monkeypatch.setattr(campaign, "_FIRST", 1)
     monkeypatch.setattr(campaign, "_BRIEF", -1.0)
     if request.param == "at every step":
         monkeypatch.setattr(split_search, "_REST", -1e9)

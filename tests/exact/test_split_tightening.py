@@ -149,6 +149,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(split_search, "_HOPE", 2.0)
     monkeypatch.setattr(split_search.SignSearch, "_lack", lambda self: 1.0)
     monkeypatch.setattr(split_search.SignSearch, "run", run)
+    monkeypatch.setattr(campaign, "_FIRST", 1)
     monkeypatch.setattr(campaign, "_BRIEF", -1.0)
     monkeypatch.setattr(
         campaign, "Cutting", lambda memory: Cutting(1, 1, memory)

@@ -32,7 +32,8 @@ from ironbound.exact.split_tightening import Effort, roots, tightened
 from ironbound.exact.split_tree import Proof, Tightening
 
 _LAYERS = Ascent(20)
-_BRIEF = 0.5  # seconds of a search before cuts are looked for
+_FIRST, _BRIEF = 256, 0.5  # subproblems and seconds of a search before cuts are looked for
+_HOPE = 0.5  # share of the leaves that such a search should have closed to go on
 _LATER, _EACH = 4, 100  # rounds of cuts within a search, and new ones of a subproblem in each
 _PATIENCE = 1.0  # least seconds of a search before neurons are tightened
 _ROUNDS, _MORE = 16, 3  # splits of each neuron's bounds the first time, and how many times more each time after
@@ -103,13 +104,24 @@ class _Campaign:
         Returns:
             The outcome.
         """
-        everything = torch.arange(len(self.query.clauses), device=self.lower.device)
-        brief = self._left(_BRIEF) if self._exact() else self._left()
-        why = self._run(SignSearch(self.query, brief, net, self.accept), everything)
-        left = everything[~(self.lower > net.guard)]
+        why = self._without_cuts(net)
         if why == "time" and self._exact():
+            left = torch.nonzero(~(self.lower > net.guard)).squeeze(1)
             why = self._each(net, left[torch.argsort(self.lower[left])])
         return SplitOutcome(self.lower, self.candidate, self.nodes, why, tuple(self.proofs))
+
+    def _without_cuts(self, net: Relaxation) -> str:
+        """A search of all clauses, a short one where cuts may follow; why it ended."""
+        search = SignSearch(self.query, self._left(), net, self.accept)
+        if self._exact():
+            begin = time.monotonic()
+            limits = [number for number in (_FIRST, self.budget.nodes) if number is not None]
+            search.budget = replace(search.budget, nodes=min(limits))
+            search.run()
+            search.budget = self._left(begin + _BRIEF - time.monotonic())
+            while search.run() == "time" and search.closed() > _HOPE and self.budget.left() > 0:
+                search.budget = self._left(time.monotonic() - begin)
+        return self._run(search, torch.arange(len(self.query.clauses), device=self.lower.device))
 
     def _each(self, net: Relaxation, left: Tensor) -> str:
         """Searches the clauses one after another; why it ended."""
@@ -132,12 +144,14 @@ class _Campaign:
     def _one(self, net: Relaxation, clause: Tensor, seconds: float) -> str:
         """Searches one clause with cuts."""
         begin, end = time.monotonic(), self._left(seconds)
-        cutting = Cutting(memory=self.memory // 4)
+        cutting = Cutting(memory=2 * self.memory // 5)
         one = net.clauses(clause)
         cut, start = with_cuts(one, roots(one.to(torch.float32)), cutting, end)
-        self.patience = max(self.patience, time.monotonic() - begin)
+        took = time.monotonic() - begin
+        self.patience = max(self.patience, took)
         query = replace(self.query, clauses=self.query.clauses.take(clause))
         search = SignSearch(query, end, cut, self.accept, start)
+        search.pause = max(search.pause, took)
         more = replace(cutting, rounds=_LATER, each=_EACH)
         return self._run(search, clause, self.patience if self._worth(net) else None, more)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ironbound.exact.block_maps import BlockMap
 
+BYTES = 40  # of a cut for each input element and column: twice as a matrix and as maps, in float64 and 32, and shares
+
 
 @dataclass(frozen=True, eq=False)
 class Shares:
@@ -64,6 +66,11 @@ class Cuts:
 
     def __len__(self) -> int:
         return len(self.constant)
+
+    @property
+    def bytes(self) -> int:
+        """What they take in a search."""
+        return BYTES * (self.parts.numel() + self.input.numel())
 
     @cached_property
     def parts_map(self) -> BlockMap:

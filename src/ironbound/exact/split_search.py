@@ -66,7 +66,7 @@ class SignSearch:
         self._start = roots(self.net) if start is None else start
         self.pool = Pool(self._start)
         self._begun = False
-        self._sharpened, self._pause = time.monotonic(), 1.0
+        self._sharpened, self.pause = time.monotonic(), 1.0  # when cuts were found last, and how long it took
 
     def run(self, patience: float | None = None, cutting: Cutting | None = None) -> str:
         """Searches to the end.
@@ -88,11 +88,11 @@ class SignSearch:
             begin = time.monotonic()
             if patience is not None and begin - first > patience:
                 before, lack = lack, self._lack()
-                if len(self.leaves) < _HOPE * (len(self.leaves) + len(self.pool)) and lack > before / 2:
+                if self.closed() < _HOPE and lack > before / 2:
                     return "hopeless"
                 patience *= 2
-            if cutting is not None and begin > self._sharpened + _REST * self._pause:
-                self._sharpen(cutting)
+            if cutting is not None and begin > self._sharpened + _REST * self.pause:
+                first += self._sharpen(cutting)
             self._step()
             slow = time.monotonic() - begin > _SECONDS
             self.length = max(4, self.length // 2) if slow else min(self.most, 2 * self.length)
@@ -102,13 +102,17 @@ class SignSearch:
         """Bounds of the clauses as they are, float64 [clauses]."""
         return torch.minimum(self.done, self.pool.least(len(self.done)))
 
-    def _sharpen(self, cutting: Cutting) -> None:
-        """Cuts for the worst subproblems, which help those that are like them; more seldom where it helps little."""
+    def closed(self) -> float:
+        """The share of the leaves that are closed."""
+        return len(self.leaves) / max(1, len(self.leaves) + len(self.pool))
+
+    def _sharpen(self, cutting: Cutting) -> float:
+        """Cuts for the worst subproblems, which help those that are like them: the seconds that it took."""
         begin = time.monotonic()
         worst = self.pool.take(_WORST)
         net, found = with_cuts(self.exact, worst, cutting, self.budget)
         if len(net.cuts) == len(self.net.cuts):
-            self._pause = float("inf")  # no room for more
+            self.pause = float("inf")  # no room for more
         self.net, self.exact, self.leaves.net = net.to(torch.float32), net, net
         self.pool.widen(len(net.cuts))
         value = torch.maximum(confirmed(self.exact, found.at), worst.lower)
@@ -116,8 +120,10 @@ class SignSearch:
         before = self.exact.guard[worst.clause] - worst.lower
         made_good = float((torch.minimum(value - worst.lower, before) / before).mean())
         took = time.monotonic() - begin
-        self._pause = max(took, self._pause if made_good > _WORTH else 2 * self._pause)
+        # more seldom where it helps little
+        self.pause = max(took, self.pause if made_good > _WORTH else 2 * self.pause)
         self._sharpened = time.monotonic()
+        return took
 
     def _lack(self) -> float:
         """How far the lowest bound is from its guard."""
@@ -136,7 +142,7 @@ class SignSearch:
         return "memory" if self._used() > self.memory else None
 
     def _used(self) -> int:
-        return self.leaves.bytes + self.pool.bytes_each * len(self.pool)
+        return self.net.cuts.bytes + self.leaves.bytes + self.pool.bytes_each * len(self.pool)
 
     def _step(self) -> None:
         """Splits some subproblems and bounds both sides of each."""

@@ -25,7 +25,7 @@ from ironbound.exact.query import Budget
 from ironbound.exact.split_ascent import Climb, Pace
 from ironbound.exact.split_bounds import Multipliers
 from ironbound.exact.split_columns import is_open
-from ironbound.exact.split_cuts import Cuts, Shares
+from ironbound.exact.split_cuts import BYTES, Cuts, Shares
 from ironbound.exact.split_pool import Batch
 from ironbound.exact.split_relaxation import Relaxation
 
@@ -247,7 +247,8 @@ def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) ->
     """
     at, clause, old = start.at, start.clause, len(net.cuts)
     floor = torch.full_like(start.lower, -torch.inf)
-    each = 24 * (net.input.shape[1] + net.width)  # bytes: twice in float64, twice in float32
+    most = effort.memory // (BYTES * (net.input.shape[1] + net.width))
+    each = min(effort.each, most // 2)  # while they are made they take twice the place
     for round_ in range(effort.rounds + 1):
         climb, mean = _climbed(net.to(torch.float32), at, clause)
         at, value = climb.kept, climb.value.double()
@@ -258,8 +259,8 @@ def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) ->
         left = torch.nonzero((value <= guard) & useful).squeeze(1)
         if round_ == effort.rounds or len(left) == 0 or budget.left() <= 0:
             break
-        found = [separated(net, mean.point[k], mean.out[k], mean.price[k], effort.each) for k in left.tolist()]
-        fresh = Shares.join(found).take(slice(max(0, effort.memory // each - int(used.sum()))))
+        found = [separated(net, mean.point[k], mean.out[k], mean.price[k], each) for k in left.tolist()]
+        fresh = Shares.join(found).take(slice(max(0, most - int(used.sum()))))
         if len(fresh) == 0:
             break
         floor = value
