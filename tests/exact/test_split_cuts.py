@@ -26,6 +26,7 @@ from ironbound.exact.split_columns import bounded, is_open
 from ironbound.exact.split_cuts import BYTES, Shares, no_cuts
 from ironbound.exact.split_recheck import recheck
 from ironbound.exact.split_relaxation import Relaxation, relaxed
+from ironbound.exact.split_search import SignSearch
 from ironbound.exact.split_separation import Cutting, cuts_of, separated, with_cuts
 from ironbound.exact.split_tightening import roots
 from ironbound.exact.split_tree import covers
@@ -217,6 +218,23 @@ def test_bounds_with_cuts_are_between_those_without_and_the_minimum() -> None:
         assert bool((value >= plain - 1e-3).all())
         gains += int((value > plain + 1e-3).sum())
     assert gains >= 4
+
+
+def test_what_float32_finds_is_never_a_bound() -> None:
+    """The ascents that look for cuts are in float32: a search that starts from them bounds everything again."""
+    query = near(problem(1, "three layers"), 0.1).query()
+    net = _relaxed(query)
+    first = roots(net.to(torch.float32))
+    cut_net, start = with_cuts(net, first, Cutting(rounds=2, each=8), Budget())
+    assert torch.equal(start.lower, first.lower)
+    search = SignSearch(query, Budget(nodes=1), cut_net, None, start)
+    assert search.run() in {"nodes", "proved"}
+    again = climbed(cut_net.to(torch.float64), start.at.to(torch.float64), start.clause, Pace(300)).value
+    assert float(search.lower()) <= float(again) + 1e-4
+    worse = replace(start, at=replace(start.at, cuts=start.at.cuts + 1e30))  # nothing that float64 confirms
+    search = SignSearch(query, Budget(nodes=1), cut_net, None, worse)
+    search.run()
+    assert float(search.lower()) <= 0.1 + 1e-7
 
 
 def test_cuts_keep_to_their_memory() -> None:

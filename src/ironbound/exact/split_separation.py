@@ -243,7 +243,8 @@ def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) ->
         budget: when to end.
 
     Returns:
-        The network with its cuts and the new ones after them; and the subproblems, from where their ascents ended.
+        The network with its cuts and the new ones after them; and the subproblems, from where their ascents ended, with
+        the bounds that they had.
     """
     at, clause, old = start.at, start.clause, len(net.cuts)
     floor = torch.full_like(start.lower, -torch.inf)
@@ -267,7 +268,7 @@ def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) ->
         net = replace(net, cuts=net.cuts.take(used).joined(cuts_of(net, fresh)))
         at = replace(at, cuts=torch.cat([at.cuts[:, used], at.cuts.new_zeros((len(clause), len(fresh)))], 1))
     net, at = replace(net, cuts=net.cuts.take(used)), replace(at, cuts=at.cuts[:, used])
-    return net, Batch(torch.maximum(value, start.lower), clause, at)
+    return net, Batch(start.lower, clause, at)  # what the ascents found is float32, no bound
 
 
 def _climbed(net: Relaxation, at: Multipliers, clause: Tensor) -> tuple[Climb, _Mean]:
