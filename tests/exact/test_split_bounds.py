@@ -38,8 +38,8 @@ def _random(net: Relaxation, count: int, seed: int, split: float = 0.5) -> tuple
 
     signs = (uniform(count, net.width) > 0.5).double() * 2 - 1
     signs = signs * (uniform(count, net.width) < split)
-    clause = torch.randint(len(net.guard), (count,), generator=generator)
-    weight = uniform(count, len(net.clause)) * net.membership()[clause]
+    clause = torch.randint(len(net.rows.guard), (count,), generator=generator)
+    weight = uniform(count, len(net.rows.clause)) * net.rows.membership()[clause]
     beta = uniform(count, net.width) * 2
     cuts = uniform(count, len(net.cuts)) * (uniform(count, 1) < 0.7)
     return Multipliers(signs, uniform(count, net.width), beta, weight / weight.sum(1, keepdim=True), cuts), clause
@@ -135,8 +135,8 @@ def test_the_gradient_is_the_derivative(inputs: bool) -> None:
     lines = fixed(net, at.signs)
     low, up = lines.lower, lines.upper
     t, beta, weight, cuts = parts
-    met, nu = weight @ net.parts + cuts @ net.cuts.parts, -at.signs * beta
-    value = weight @ net.rows_constant + cuts @ net.cuts.constant
+    met, nu = weight @ net.rows.parts + cuts @ net.cuts.parts, -at.signs * beta
+    value = weight @ net.rows.constant + cuts @ net.cuts.constant
     columns_nu = list(nu.unbind(1))
     for columns, above in zip(net.levels[::-1], net.above[::-1], strict=True):
         higher = torch.stack(columns_nu[columns.stop :], 1) if len(above) else nu[:, :0]
@@ -148,7 +148,7 @@ def test_the_gradient_is_the_derivative(inputs: bool) -> None:
         for number in range(columns.start, columns.stop):
             columns_nu[number] = columns_nu[number] + (c * line)[:, number - columns.start]
     whole = torch.stack(columns_nu, 1)
-    reads = whole @ net.input + weight @ net.rows_input + cuts @ net.cuts.input
+    reads = whole @ net.input + weight @ net.rows.input + cuts @ net.cuts.input
     ((_, radius, middle),) = net.sets
     value = value + whole @ net.constant + reads @ middle[0] - (reads.abs() * radius).sum(1)
     found = walk(net, lines, at)
@@ -164,7 +164,8 @@ def test_an_ascent_never_loses_and_reaches_the_linear_program() -> None:
     feasible = reached = 0
     for seed in range(4):
         _, net = _network(seed, (2,))
-        net = replace(net, guard=torch.full_like(net.guard, 1e6))  # nothing is closed on the way
+        # nothing is closed on the way
+        net = replace(net, rows=replace(net.rows, guard=torch.full_like(net.rows.guard, 1e6)))
         at, clause = _random(net, 30, seed, 1.0)
         begun = walk(net, fixed(net, at.signs), at).value
         found = climbed(net, at, clause, Pace(300))
@@ -205,7 +206,7 @@ def test_multipliers_of_a_kink_away_from_zero(seed: int) -> None:
 def test_a_number_that_is_none_is_no_bound(value: float) -> None:
     _, net = _network(0)
     at, clause = _random(net, 3, 0)
-    broken = replace(net, rows_constant=torch.full_like(net.rows_constant, value))
+    broken = replace(net, rows=replace(net.rows, constant=torch.full_like(net.rows.constant, value)))
     assert bool((climbed(broken, at, clause, Pace(3)).value == -torch.inf).all())
     assert bool((confirmed(broken, at) == -torch.inf).all())
 
@@ -220,7 +221,7 @@ def test_what_an_ascent_leaves_at_its_floor_climbs_on() -> None:
     found = climbed_on(net, at, clause, floor, first)
     assert found.value[::2].equal(short.value[::2])
     assert (found.value >= short.value).all()
-    still = (short.value <= net.guard[clause])[1::2]
+    still = (short.value <= net.rows.guard[clause])[1::2]
     assert (found.value > short.value)[1::2][still].any()
     torch.testing.assert_close(confirmed(net, found.at), found.value)
 
@@ -257,7 +258,8 @@ def test_a_split_divides_in_two() -> None:
 def test_the_chosen_neuron_has_the_side_that_gains_most(seed: int) -> None:
     _, net = _network(seed, (2, 1))
     # with cuts whose multipliers are far from their best the first order does not tell the better side
-    net = replace(net, guard=net.guard + 0.5 * seed, cuts=no_cuts(net.place, net.input_place, net.constant))
+    rows = replace(net.rows, guard=net.rows.guard + 0.5 * seed)
+    net = replace(net, rows=rows, cuts=no_cuts(net.place, net.input_place, net.constant))
     at, clause = _random(net, 5, seed, 0.3)
     before = walk(net, fixed(net, at.signs), at).value
     best = chosen(net, at, clause, net.width)
@@ -271,7 +273,7 @@ def test_the_chosen_neuron_has_the_side_that_gains_most(seed: int) -> None:
                 signs[0, column], beta[0, column] = sign, 0.0
                 half = replace(one, signs=signs, beta=beta)
                 after = walk(net, fixed(net, signs), half).value[0]
-                gains.append(max(1e-6, float(torch.minimum(after, net.guard[clause[k]]) - before[k])))
+                gains.append(max(1e-6, float(torch.minimum(after, net.rows.guard[clause[k]]) - before[k])))
             worth[column] = max(gains) + 0.1 * min(gains)
         assert worth[int(best[k])] == pytest.approx(max(worth.values()), rel=1e-9)
 

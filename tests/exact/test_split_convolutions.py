@@ -53,7 +53,7 @@ def _random(net: Relaxation, count: int) -> tuple[Multipliers, torch.Tensor]:
     t, beta = (torch.rand(count, net.width, generator=generator, dtype=torch.float64) for _ in range(2))
     clause = torch.arange(count) % 2
     cuts = 0.01 * torch.rand(count, len(net.cuts), generator=generator, dtype=torch.float64)
-    return Multipliers(signs * (t < 0.3), t, 0.1 * beta, net.membership()[clause], cuts), clause
+    return Multipliers(signs * (t < 0.3), t, 0.1 * beta, net.rows.membership()[clause], cuts), clause
 
 
 def test_bounds_and_gradients_are_those_of_dense_matrices() -> None:

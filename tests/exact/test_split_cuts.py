@@ -83,7 +83,7 @@ def test_no_point_of_a_network_of_any_kink_breaks_a_cut(layer: nn.Module) -> Non
     points = torch.cat([*(query.region.sample() for _ in range(500)), _corners(query.region, 500)])
     _, out = _run(net, points)
     # the columns are those of the network
-    row = out @ net.parts.T + points @ net.rows_input.T + net.rows_constant
+    row = out @ net.rows.parts.T + points @ net.rows.input.T + net.rows.constant
     torch.testing.assert_close(row, rows.values(points, model(points)).detach())
     found = [cut(net, 30, seed).cuts.values(points, out) for seed in range(5)]
     assert all(bool((values <= 1e-9).all()) for values in found)
@@ -209,7 +209,8 @@ def test_bounds_with_cuts_are_between_those_without_and_the_minimum() -> None:
     gains = 0
     for seed in range(8):
         one = problem(seed, "three layers", (1, 1))
-        net = replace(_relaxed(one.query()), guard=torch.full((2,), 1e6).double())
+        net = _relaxed(one.query())
+        net = replace(net, rows=replace(net.rows, guard=torch.full((2,), 1e6).double()))
         better, start = with_cuts(net, roots(net.to(torch.float32)), Cutting(rounds=4, each=8), Budget())
         plain = climbed(net, roots(net).at, torch.arange(2), Pace(400)).value
         value = climbed(better.to(torch.float64), start.at.to(torch.float64), start.clause, Pace(200)).value
@@ -238,7 +239,8 @@ def test_what_float32_finds_is_never_a_bound() -> None:
 
 
 def test_cuts_keep_to_their_memory() -> None:
-    net = replace(_relaxed(problem(3, "three layers").query()), guard=torch.full((1,), 1e6).double())
+    net = _relaxed(problem(3, "three layers").query())
+    net = replace(net, rows=replace(net.rows, guard=torch.full((1,), 1e6).double()))
     each = BYTES * (net.input.shape[1] + net.width)
     better, _ = with_cuts(net, roots(net.to(torch.float32)), Cutting(rounds=6, each=8, memory=3 * each), Budget())
     assert 0 < len(better.cuts) <= 3 and better.cuts.bytes <= 3 * each

@@ -134,7 +134,7 @@ def test_the_clauses_below_a_level_are_its_neurons() -> None:
     x = torch.cat([query.region.sample() for _ in range(50)])
     z = _inputs(query, x, net.nodes, net.neurons)
     out = torch.relu(z[:, : sub.width])
-    rows = sub.rows_constant + out @ sub.parts.T + x @ sub.rows_input.T
+    rows = sub.rows.constant + out @ sub.rows.parts.T + x @ sub.rows.input.T
     torch.testing.assert_close(rows, torch.cat([z[:, which], -z[:, which]], 1))
 
 

@@ -13,6 +13,7 @@ from ironbound.certificate.checker.bounds import Analysis, Region
 from ironbound.certificate.checker.layers import Affine, Rows
 from ironbound.exact.split_cuts import no_cuts
 from ironbound.exact.split_relaxation import Relaxation
+from ironbound.exact.split_rows import ClauseRows
 
 
 def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
@@ -38,7 +39,8 @@ def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
             ((0, width), (0, size), (0,)), zip(*carried, strict=True) if carried else ((), (), ()), strict=True
         )
     )
-    parts, rows_input, rows_constant = _carried(analysis, columns, len(analysis.nodes) - 1, row[None].astype(float))
+    last = _carried(analysis, columns, len(analysis.nodes) - 1, row[None].astype(float))
+    guards = torch.tensor([guard], dtype=torch.float64)
     inputs = [analysis.nodes[node].inputs[0] for node, _ in columns]
     ends = [(analysis.low[s][i], analysis.high[s][i]) for s, (_, i) in zip(inputs, columns, strict=True)]
     low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).T
@@ -60,11 +62,7 @@ def relaxed(analysis: Analysis, row: np.ndarray, guard: float) -> Relaxation:
         neurons,
         *places,
         _sets(analysis.region),
-        parts,
-        rows_input,
-        rows_constant,
-        torch.zeros(1, dtype=torch.int64),
-        torch.tensor([guard], dtype=torch.float64),
+        ClauseRows(*last, torch.zeros(1, dtype=torch.int64), guards),
         no_cuts(*places, zero),
     )
 

@@ -51,7 +51,7 @@ def slopes(net: Relaxation) -> tuple[int, Multipliers] | None:
     best = climbed(_endless(net), root.at, root.clause, _ROOT)
     for bits in _BITS:
         kept = rounded(best.at, bits)
-        if bool(confirmed(net, kept) > net.guard):
+        if bool(confirmed(net, kept) > net.rows.guard):
             return bits, kept
     return None
 
@@ -78,7 +78,7 @@ def tree(net: Relaxation, seconds: float, bits: int) -> Node | None:
         queue, given = (queue.take(part) for part in torch.arange(len(queue)).tensor_split([first]))
         best = climbed_on(endless, given.at, given.clause, given.lower, pace)
         pace, kept = _CHILD, rounded(best.at, bits)
-        proved = confirmed(net, kept) > net.guard
+        proved = confirmed(net, kept) > net.rows.guard
         for place in torch.nonzero(proved).flatten().tolist():
             here[place].leaf = kept.take(torch.tensor([place]))
         if bool(proved.all()):
@@ -103,7 +103,7 @@ def _split(nodes: list[Node], column: Tensor) -> list[Node]:
 
 def _endless(net: Relaxation) -> Relaxation:
     """The same, where no bound is high enough to end an ascent: what is above the guard must stay so when rounded."""
-    return replace(net, guard=torch.full_like(net.guard, torch.inf))
+    return replace(net, rows=replace(net.rows, guard=torch.full_like(net.rows.guard, torch.inf)))
 
 
 def rounded(at: Multipliers, bits: int) -> Multipliers:

@@ -106,7 +106,7 @@ class _Campaign:
         """
         why = self._without_cuts(net)
         if why == "time" and self._exact():
-            left = torch.nonzero(~(self.lower > net.guard)).squeeze(1)
+            left = torch.nonzero(~(self.lower > net.rows.guard)).squeeze(1)
             why = self._each(net, left[torch.argsort(self.lower[left])])
         return SplitOutcome(self.lower, self.candidate, self.nodes, why, tuple(self.proofs))
 
@@ -160,9 +160,9 @@ class _Campaign:
     ) -> str:
         why = search.run(patience, cutting)
         lower = search.lower()
-        proved = torch.nonzero(lower > search.exact.guard).squeeze(1)
+        proved = torch.nonzero(lower > search.exact.rows.guard).squeeze(1)
         if len(proved):
-            rows = torch.nonzero(torch.isin(search.net.clause, proved)).squeeze(1)
+            rows = torch.nonzero(torch.isin(search.net.rows.clause, proved)).squeeze(1)
             self.proofs.append(Proof(clauses[proved], search.leaves.tree(self.steps).take(proved, rows)))
             self.kept += search.leaves.bytes
         self.nodes += search.nodes

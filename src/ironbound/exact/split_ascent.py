@@ -69,7 +69,7 @@ class Climb:
     def __init__(self, net: Relaxation, at: Multipliers, clause: Tensor) -> None:
         self.net, self.at = net, at
         self.lines = fixed(net, at.signs)
-        self.rows = net.membership()[clause]
+        self.rows = net.rows.membership()[clause]
         self.value = torch.full_like(at.weight[:, 0], -torch.inf)
         self.kept = at
         self.mean = self.square = None
@@ -101,7 +101,7 @@ class Climb:
             (self.at.t + rate * pace.slope * t).clamp_(0, 1),
             torch.addcmul(self.at.beta, beta, self.scale, value=rate * pace.beta).clamp_(min=0),
             self.at.weight
-            if len(self.net.clause) == len(self.net.guard)
+            if len(self.net.rows.clause) == len(self.net.rows.guard)
             else onto_simplex(self.at.weight + rate * pace.weight * weight, self.rows),
             torch.addcmul(self.at.cuts, cuts, self.scale[:, self.net.cuts.shares.column], value=rate * pace.cut).clamp_(
                 min=0
@@ -157,7 +157,7 @@ def climbed(net: Relaxation, at: Multipliers, clause: Tensor, pace: Pace) -> Bes
     for count in range(1, pace.iterations + 1):
         climb.step(count, pace)
         if count % _REGROUP == 1:
-            still = torch.nonzero(~(climb.value > net.guard[clause[index]])).squeeze(1)
+            still = torch.nonzero(~(climb.value > net.rows.guard[clause[index]])).squeeze(1)
             if 4 * len(still) <= 3 * len(index):
                 enter()
                 index = index[still]
@@ -187,7 +187,7 @@ def climbed_on(net: Relaxation, at: Multipliers, clause: Tensor, floor: Tensor, 
         The bounds.
     """
     best = climbed(net, at, clause, first)
-    stalled = torch.nonzero((best.value <= floor.to(best.value)) & (best.value <= net.guard[clause])).squeeze(1)
+    stalled = torch.nonzero((best.value <= floor.to(best.value)) & (best.value <= net.rows.guard[clause])).squeeze(1)
     if len(stalled) == 0:
         return best
     return best.entered(stalled, climbed(net, best.at.take(stalled), clause[stalled], _STALLED))

@@ -114,7 +114,9 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
     """
     low, up = lines.lower, lines.upper
     lower_slope, upper_slope = torch.addcmul(low[0], at.t, low[1]), torch.addcmul(up[0], at.t, up[1])
-    met = net.cuts.parts_map.adjoint(at.weight @ net.parts, at.cuts) if len(net.cuts) else at.weight @ net.parts
+    met = at.weight @ net.rows.parts
+    if len(net.cuts):
+        met = net.cuts.parts_map.adjoint(met, at.cuts)
     nu = -lines.signs * at.beta
     slope = torch.empty_like(met)
     for columns, above in zip(net.levels[::-1], net.maps[::-1], strict=True):
@@ -124,9 +126,9 @@ def walk(net: Relaxation, lines: Fixed, at: Multipliers) -> Walk:
         slope[:, columns] = torch.where(c > 0, lower_slope[:, columns], upper_slope[:, columns])
         nu[:, columns].addcmul_(slope[:, columns], c)
     height = torch.where(met > 0, torch.addcmul(low[2], at.t, low[3]), torch.addcmul(up[2], at.t, up[3]))
-    value = at.weight @ net.rows_constant + (met * height).sum(1) + nu @ net.constant
+    value = at.weight @ net.rows.constant + (met * height).sum(1) + nu @ net.constant
     value = value + (lines.signs * at.beta) @ net.knot
-    c = net.input_map.adjoint(at.weight @ net.rows_input, nu)
+    c = net.input_map.adjoint(at.weight @ net.rows.input, nu)
     if len(net.cuts):
         value = value + at.cuts @ net.cuts.constant
         c = net.cuts.input_map.adjoint(c, at.cuts)
@@ -208,6 +210,6 @@ def gradient(net: Relaxation, lines: Fixed, found: Walk) -> Slopes:
     low, up = lines.lower, lines.upper
     positive = found.met > 0
     t = found.met * torch.where(positive, torch.addcmul(low[3], low[1], z), torch.addcmul(up[3], up[1], z))
-    rows = net.rows_constant + out @ net.parts.T + point @ net.rows_input.T
+    rows = net.rows.constant + out @ net.rows.parts.T + point @ net.rows.input.T
     cuts = net.cuts.values(point, out)
     return Slopes(t, lines.signs * (net.knot - z), rows, cuts, z, out, point)

@@ -111,6 +111,6 @@ def chosen(net: Relaxation, at: Multipliers, clause: Tensor, candidates: int = C
     for column in best.indices.split(1, 1):
         one = _side(net, at, column, side.gather(1, column))
         after = walk(net, fixed(net, one.signs), one).value
-        gains.append(torch.minimum(after, net.guard[clause]) - found.value)
+        gains.append(torch.minimum(after, net.rows.guard[clause]) - found.value)
     rank = torch.where(torch.isfinite(best.values), torch.stack(gains, 1), -torch.inf).argmax(1, keepdim=True)
     return best.indices.gather(1, rank).squeeze(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ironbound.exact.split_cuts import no_cuts
 from ironbound.exact.split_relaxation import Line, Relaxation
+from ironbound.exact.split_rows import ClauseRows
 
 GUARD = 1e-9  # share of a neuron's range by which its bound must exceed the kink
 
@@ -31,9 +32,10 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
     level = next(k for k, columns in enumerate(net.levels) if int(which[0]) < columns.stop)
     first = net.levels[level].start
     parts = torch.cat([net.input[which, :0], *(net.above[j][which - net.levels[j].stop] for j in range(level))], 1)
-    rows = parts, net.input[which], net.constant[which] - net.knot[which]
-    parts, rows_input, rows_constant = (torch.cat([part, -part]) for part in rows)
+    above = (parts, net.input[which], net.constant[which] - net.knot[which])
+    number = torch.arange(2 * len(which), device=which.device)
     guard = GUARD * (1 + net.high[which] - net.low[which]).repeat(2)
+    rows = ClauseRows(*(torch.cat([part, -part]) for part in above), clause=number, guard=guard)
 
     def lines(line: Line) -> Line:
         return tuple(part[:first] for part in line)  # type: ignore[return-value]
@@ -49,11 +51,7 @@ def below(net: Relaxation, which: Tensor) -> Relaxation:
         lower=lines(net.lower),
         upper=lines(net.upper),
         starts=(net.starts[0][:first], net.starts[1][:first]),
-        parts=parts,
-        rows_input=rows_input,
-        rows_constant=rows_constant,
-        clause=torch.arange(2 * len(which), device=which.device),
-        guard=guard,
+        rows=rows,
         cuts=no_cuts(place, net.input_place, net.constant),
     )
 
@@ -100,13 +98,13 @@ def pruned(net: Relaxation) -> Relaxation:
     gone = net.splittable & ~is_open(net)
     if not bool(gone.any()):
         return net
-    width, rows = net.width, len(net.parts)
+    width, rows = net.width, len(net.rows)
     reads = net.constant.new_zeros((width + rows, width))
     for columns, above in zip(net.levels, net.above, strict=True):
         reads[columns.stop : width, columns] = above
-    reads[width:] = net.parts
-    source = torch.cat([net.input, net.rows_input])
-    constant = torch.cat([net.constant, net.rows_constant])
+    reads[width:] = net.rows.parts
+    source = torch.cat([net.input, net.rows.input])
+    constant = torch.cat([net.constant, net.rows.constant])
     for columns in net.levels:
         out = torch.nonzero(gone[columns]).squeeze(1) + columns.start
         share = reads[:, out] * net.lower[0][out]
@@ -140,8 +138,6 @@ def _kept(net: Relaxation, kept: Tensor, reads: Tensor, source: Tensor, constant
         lower=tuple(part[index] for part in net.lower),
         upper=tuple(part[index] for part in net.upper),
         starts=(net.starts[0][index], net.starts[1][index]),
-        parts=reads[width:][:, index],
-        rows_input=source[width:],
-        rows_constant=constant[width:],
+        rows=replace(net.rows, parts=reads[width:][:, index], input=source[width:], constant=constant[width:]),
         cuts=no_cuts(net.place[index], net.input_place, net.constant),
     )

@@ -43,7 +43,7 @@ def solved(net: Relaxation, at: Multipliers, clause: int) -> Leaf | None:
     """
     if bool((at.signs == 0).any()) or any(dual == 2 for dual, _, _ in net.sets):
         return None
-    rows = torch.nonzero(net.clause == clause).squeeze(1)
+    rows = torch.nonzero(net.rows.clause == clause).squeeze(1)
     matrix, constant = _linear(net, at.signs, rows)
     found = _program(net, matrix, constant, len(rows))
     weight = torch.zeros_like(at.weight)
@@ -80,8 +80,8 @@ def _linear(net: Relaxation, signs: Tensor, rows: Tensor) -> tuple[Tensor, Tenso
         if len(above):
             z[columns.stop :] += above @ out[columns]
             z_constant[columns.stop :] += above @ out_constant[columns]
-    parts = net.parts[rows]
-    margin, start = parts @ out + net.rows_input[rows], parts @ out_constant + net.rows_constant[rows]
+    parts = net.rows.parts[rows]
+    margin, start = parts @ out + net.rows.input[rows], parts @ out_constant + net.rows.constant[rows]
     sign = signs[0]
     return (
         torch.cat([margin, -sign.unsqueeze(1) * z]),

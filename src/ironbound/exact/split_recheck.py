@@ -93,7 +93,7 @@ def _tightened(net: Relaxation, ends: _Ends, one: Tightening) -> Relaxation:
 
 def _bounds(net: Relaxation, ends: _Ends, tree: Tree) -> Tensor:
     """The lowest bound of each clause's leaves, [clauses]; -inf where they leave something out."""
-    lower = net.constant.new_full((len(net.guard),), torch.inf)
+    lower = net.constant.new_full((len(net.rows.guard),), torch.inf)
     net, kept = _with_cuts(net, tree)
     signs, possible = _clamps(net, ends, tree)
     length = max(1, CACHE // (net.constant.element_size() * (12 * net.width + 6 * net.input.shape[1])))
@@ -118,7 +118,7 @@ def _with_cuts(net: Relaxation, tree: Tree) -> tuple[Relaxation, Tensor]:
 def _values(net: Relaxation, at: Multipliers, clause: Tensor) -> Tensor:
     best = climbed(net, at, clause, _PACE)
     value = best.value
-    for leaf in torch.nonzero(~(value > net.guard[clause])).flatten():
+    for leaf in torch.nonzero(~(value > net.rows.guard[clause])).flatten():
         one = best.at.take(leaf.unsqueeze(0))
         exact = solved(net, one, int(clause[leaf]))
         if exact is not None:
@@ -149,7 +149,7 @@ def _clamps(net: Relaxation, ends: _Ends, tree: Tree) -> tuple[Tensor, Tensor]:
 
 
 def _multipliers(net: Relaxation, tree: Tree, signs: Tensor, piece: Tensor, kept: Tensor) -> Multipliers:
-    rows = net.membership()[tree.clause[piece]]
+    rows = net.rows.membership()[tree.clause[piece]]
     weight = rows / rows.sum(1, keepdim=True)
     t, beta = net.starts[1].expand_as(signs).clone(), torch.zeros_like(signs)
     cuts = signs.new_zeros((len(signs), len(net.cuts)))

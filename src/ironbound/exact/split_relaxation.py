@@ -21,6 +21,7 @@ from ironbound.bounding.methods import METHODS
 from ironbound.exact.block_maps import BlockMap, places
 from ironbound.exact.query import Clauses, Query
 from ironbound.exact.split_cuts import Cuts, no_cuts
+from ironbound.exact.split_rows import ClauseRows
 from ironbound.ops.piecewise import PiecewiseLinear
 
 Line = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,11 +44,7 @@ class Relaxation:
         nodes, neurons: the relaxed node of each column and the flat index of the neuron in it, int64 [columns].
         place, input_place: the region of its map or image that each column, each input element lies in, int64.
         sets: of the region, with flat radius and middle [1, input elements or 1].
-        parts: what each row reads of the neurons, [rows, columns].
-        rows_input: what each row reads of the input, [rows, input elements].
-        rows_constant: [rows].
-        clause: the clause of each row, int64 [rows].
-        guard: what a bound of each clause must exceed, [clauses].
+        rows: what is bounded.
         cuts: that hold everywhere.
     """
 
@@ -67,11 +64,7 @@ class Relaxation:
     place: Tensor
     input_place: Tensor
     sets: tuple[tuple[float, Tensor, Tensor], ...]
-    parts: Tensor
-    rows_input: Tensor
-    rows_constant: Tensor
-    clause: Tensor
-    guard: Tensor
+    rows: ClauseRows
     cuts: Cuts
 
     @property
@@ -90,18 +83,13 @@ class Relaxation:
         pairs = zip(self.levels, self.above, strict=True)
         return tuple(BlockMap(above, self.place[level.stop :], self.place[level]) for level, above in pairs)
 
-    def membership(self) -> Tensor:
-        """Which rows belong to each clause, as 0 and 1, [clauses, rows]."""
-        number = torch.arange(len(self.guard), device=self.clause.device)
-        return (self.clause == number.unsqueeze(1)).to(self.constant.dtype)
-
     def to(self, dtype: torch.dtype) -> Relaxation:
         """The same numbers in another floating point type."""
 
         def one(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(one(part) for part in value)
-            if isinstance(value, Cuts):
+            if isinstance(value, (Cuts, ClauseRows)):
                 return value.to(dtype)
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -109,31 +97,7 @@ class Relaxation:
 
     def clauses(self, kept: Tensor) -> Relaxation:
         """The same network with some of its clauses, by int64 [clauses kept], ascending; they are numbered anew."""
-        rows = torch.isin(self.clause, kept)
-        return replace(
-            self,
-            parts=self.parts[rows],
-            rows_input=self.rows_input[rows],
-            rows_constant=self.rows_constant[rows],
-            clause=torch.searchsorted(kept, self.clause[rows]),
-            guard=self.guard[kept],
-        )
-
-    def of_clauses(self, rows: Functionals, clauses: Clauses) -> Relaxation:
-        """The same network with other rows."""
-        parts = [rows.parts[node] for node in _nodes_of(self)]
-        return replace(
-            self,
-            parts=torch.cat(parts, 1) if parts else rows.input[:, :0],
-            rows_input=rows.input if clauses.inputs is None else rows.input + clauses.inputs,
-            rows_constant=rows.constant + clauses.constant,
-            clause=clauses.clause,
-            guard=clauses.best(clauses.guard),
-        )
-
-
-def _nodes_of(net: Relaxation) -> list[int]:
-    return [int(net.nodes[level.start]) for level in net.levels]
+        return replace(self, rows=self.rows.take(kept))
 
 
 def relaxed(query: Query, ascent: Ascent | None, memory: int | None) -> Relaxation:
@@ -181,7 +145,6 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         place.append(places(state.graph.nodes[level.node].shape).to(like.device)[neurons[-1]])
     outputs = clauses.outputs.reshape(-1, *state.graph.output_shape)
     everyone = torch.zeros(len(outputs), dtype=torch.int64, device=like.device)
-    rows = output_rows(state, DenseRows(outputs, everyone))
 
     def joined(name: str) -> tuple[Tensor, ...]:
         sides = zip(*(getattr(level, name) for level in between.levels), strict=True)
@@ -192,7 +155,7 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=like.device)
 
     regions = flat(place, torch.int64), places(tuple(like.shape[1:])).to(like.device)
-    net = Relaxation(
+    return Relaxation(
         tuple(levels),
         tuple(level.above[0] for level in between.levels),
         between.input[0],
@@ -208,14 +171,21 @@ def of_state(state: AlphaState, clauses: Clauses) -> Relaxation:
         flat(neurons, torch.int64),
         *regions,
         tuple((dual, radius[0], middle[0]) for dual, radius, middle in between.sets),
-        like.new_zeros(0),
-        like.new_zeros(0),
-        like.new_zeros(0),
-        clauses.clause,
-        like.new_zeros(0),
+        _rows(output_rows(state, DenseRows(outputs, everyone)), clauses, [level.node for level in between.levels]),
         no_cuts(*regions, like),
     )
-    return net.of_clauses(rows, clauses)
+
+
+def _rows(rows: Functionals, clauses: Clauses, nodes: list[int]) -> ClauseRows:
+    """The rows of clauses, with the columns of the nodes one after another."""
+    parts = [rows.parts[node] for node in nodes]
+    return ClauseRows(
+        torch.cat(parts, 1) if parts else rows.input[:, :0],
+        rows.input if clauses.inputs is None else rows.input + clauses.inputs,
+        rows.constant + clauses.constant,
+        clauses.clause,
+        clauses.best(clauses.guard),
+    )
 
 
 def _kink(state: AlphaState, level: Level) -> tuple[float, bool]:

@@ -117,7 +117,7 @@ class SignSearch:
         self.pool.widen(len(net.cuts))
         value = torch.maximum(confirmed(self.exact, found.at), worst.lower)
         self._enter(found, value, Best(value.to(found.at.t), found.at))
-        before = self.exact.guard[worst.clause] - worst.lower
+        before = self.exact.rows.guard[worst.clause] - worst.lower
         made_good = float((torch.minimum(value - worst.lower, before) / before).mean())
         took = time.monotonic() - begin
         # more seldom where it helps little
@@ -127,7 +127,7 @@ class SignSearch:
 
     def _lack(self) -> float:
         """How far the lowest bound is from its guard."""
-        return float((self.exact.guard - self.lower()).max())
+        return float((self.exact.rows.guard - self.lower()).max())
 
     def _stop(self) -> str | None:
         limit = self.budget.nodes
@@ -179,7 +179,7 @@ class SignSearch:
 
     def _enter(self, batch: Batch, value: Tensor, best: Best) -> None:
         """Closes what is above its guard and queues the rest, after a look for counterexamples."""
-        closed = value > self.exact.guard[batch.clause]
+        closed = value > self.exact.rows.guard[batch.clause]
         self._close(batch.clause[closed], value[closed], best.at.take(closed))
         # a side of a split is part of the whole, whose bound holds for it as well
         left = Batch(torch.maximum(value, batch.lower), batch.clause, best.at).take(~closed)
@@ -213,7 +213,7 @@ class SignSearch:
         near = points(self.exact, best.at)
         near = near if leaf is None else torch.cat([leaf.point, near])
         value = confirmed(self.exact, best.at)
-        if bool(value > self.exact.guard[one.clause]):
+        if bool(value > self.exact.rows.guard[one.clause]):
             self._close(one.clause, value, best.at)
             return
         self.done = self.done.scatter_reduce(0, one.clause, torch.maximum(value, one.lower), "amin")

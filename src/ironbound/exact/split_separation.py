@@ -255,7 +255,7 @@ def with_cuts(net: Relaxation, start: Batch, effort: Cutting, budget: Budget) ->
         at, value = climb.kept, climb.value.double()
         used = _used(climb)
         used[:old] = True
-        guard = net.guard[clause]
+        guard = net.rows.guard[clause]
         useful = ~torch.isfinite(floor) | (value - floor > effort.gain * (guard - floor))
         left = torch.nonzero((value <= guard) & useful).squeeze(1)
         if round_ == effort.rounds or len(left) == 0 or budget.left() <= 0:

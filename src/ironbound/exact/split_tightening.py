@@ -28,8 +28,8 @@ _ROOT = Pace(iterations=40)
 
 def roots(net: Relaxation) -> Batch:
     """Every clause without splits, from the better one of the usual choices of slopes; the bounds are still -inf."""
-    clause = torch.arange(len(net.guard), device=net.constant.device)
-    rows = net.membership()
+    clause = torch.arange(len(net.rows.guard), device=net.constant.device)
+    rows = net.rows.membership()
     weight = rows / rows.sum(1, keepdim=True)
     none = net.constant.new_zeros((len(clause), net.width))
     lines = fixed(net, none)
@@ -60,7 +60,7 @@ class SideBySide:
     def __init__(self, exact: Relaxation, dtype: torch.dtype, budget: Budget, memory: int) -> None:
         self.exact, self.net, self.budget = exact, exact.to(dtype), budget
         self.leaves = Leaves(self.net, memory)
-        self.closed = exact.constant.new_full((len(exact.guard),), torch.inf)
+        self.closed = exact.constant.new_full((len(exact.rows.guard),), torch.inf)
         self.open = self._bounded(roots(self.net), _ROOT)
 
     def lower(self) -> Tensor:
@@ -88,7 +88,7 @@ class SideBySide:
         index = torch.arange(len(batch), device=batch.clause.device)
         value, *rest = over_examples(work, len(batch), step_length(self.net), index.device)
         found = Batch(value, batch.clause, Multipliers(*rest))
-        done = value > self.exact.guard[found.clause]
+        done = value > self.exact.rows.guard[found.clause]
         self.closed = self.closed.scatter_reduce(0, found.clause[done], value[done], "amin")
         self.leaves.add(found.clause[done], found.at.take(done))
         return found.take(~done)

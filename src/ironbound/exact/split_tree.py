@@ -147,10 +147,10 @@ class Leaves:
         net = self.net
         like = net.constant
         empty = (
-            net.clause[:0],
+            net.rows.clause[:0],
             torch.zeros((0, net.width), dtype=torch.int8, device=like.device),
             *(torch.zeros((0, net.width), dtype=torch.float16, device=like.device),) * 2,
-            like.new_zeros((0, len(net.clause))),
+            like.new_zeros((0, len(net.rows.clause))),
             torch.zeros((0, len(net.cuts)), dtype=torch.float16, device=like.device),
         )
         *parts, cuts = self._parts
