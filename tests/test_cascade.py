@@ -290,6 +290,7 @@ def test_what_proves_nothing_of_float32_runs_is_refused(model: nn.Module, x: Ten
 
 @pytest.mark.parametrize("bend", [nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU()])
 @pytest.mark.parametrize(("arithmetic", "said"), [("real", "real arithmetic"), ("float32", "as executed in float32")])
+@pytest.mark.no_cover
 def test_smooth_networks_have_proofs(x: Tensor, bend: nn.Module, arithmetic: str, said: str) -> None:
     torch.manual_seed(3)
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), bend, nn.Linear(8, 8), bend, nn.Linear(8, 3)).eval()

@@ -89,6 +89,7 @@ def _regions(x: Tensor) -> list[Region]:
 
 @pytest.mark.parametrize("method", ["dual", "crown"])
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
+@pytest.mark.no_cover
 def test_laws_of_every_family(case: Case, method: str) -> None:
     model, x = case.model(dtype=torch.float64), case.inputs(dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])

@@ -136,6 +136,7 @@ def inside(ends: tuple[Tensor, Tensor], value: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("build", [chain, convolutional, curved])
+@pytest.mark.no_cover
 def test_what_the_network_has_in_real_arithmetic_is_never_outside(build: Callable[[int], Graph], method: str) -> None:
     """Without a radius the bounds are as narrow as their rounding; points at the ends of the region elsewhere."""
     for seed in range(1 if build is convolutional else 2):
@@ -223,6 +224,7 @@ def test_dual_bounds_in_float32_are_never_inside_the_exact_ones(seed, scale, can
 
 @in_float32
 @pytest.mark.parametrize("mode", ["real", "float32"])
+@pytest.mark.no_cover
 def test_dual_bounds_in_float32_hold_what_those_in_float64_hold(mode: str) -> None:
     """On maps, with every kind of region: the network's own values, and its runs."""
     for seed in range(3):
@@ -324,6 +326,7 @@ def test_the_noise_of_the_run_is_needed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.no_cover
 def test_runs_in_float32_stay_inside_what_is_said_of_them(method: str) -> None:
     """And not always inside what is said of real arithmetic."""
     strays = 0

@@ -104,6 +104,7 @@ def _search(net: Relaxation) -> SignSearch:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.no_cover
 def test_two_threads_find_the_bounds_that_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     from ironbound.exact import split_search
 

@@ -166,6 +166,7 @@ def _decided(seed: int, slack: float, rows: tuple[int, ...]) -> tuple[Query, Spl
 
 @pytest.mark.parametrize("slack", [0.02, -0.02, 1e-4])
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.no_cover
 def test_a_search_after_tightening_gives_the_same_answers(slack: float) -> None:
     used = 0
     for seed in range(4):

@@ -92,6 +92,7 @@ def _enclosed(low: Tensor, high: Tensor, values: Tensor, what: str) -> None:
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
+@pytest.mark.no_cover
 def test_no_point_violates_a_bound(case: Case) -> None:
     generator = torch.Generator().manual_seed(0)
     model = case.model()
@@ -130,6 +131,7 @@ def _check(graph: Graph, region: Region, labels: Tensor, generator: torch.Genera
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
+@pytest.mark.no_cover
 def test_a_region_of_one_point_gives_the_networks_values(case: Case) -> None:
     model, x = case.model(dtype=torch.float64), case.inputs(dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])
