@@ -35,6 +35,7 @@ def spelled(text: str) -> list[str]:
 # Zhang et al. 2019, ten small: 0, 1 have two convolutions; 2 … 5 four; 6 … 9 three, the last with stride 4.
 STRUCTURES = {
     "small": "16x4/2+1 r 32x4/2+1 r f 100 r 10",
+    "wide": "32x4/2+1 r 64x4/2+1 r f 200 r 10",
     "large": "32x3/1+1 r 32x4/2+1 r 64x3/1+1 r 64x4/2+1 r f 512 r 512 r 10",
     "mlp-2x100": "f 100 r 100 r 10",
     "two-layer": "f 500 r 10",

@@ -2,6 +2,7 @@
 
 Sources:
     small: Wong and Kolter 2018, section 4.2, and appendix of Zhu et al. 2020.
+    wide: ours, with twice the channels and hidden units of small.
     large: the larger network of Wong et al. 2018, as in the appendix of Zhu et al. 2020.
     mlp-2x100: Zhu et al. 2020, section "Models, data sets and hyper-parameters".
     har: Wong and Kolter 2018, section 4.3 and appendix B.4: 561 features, one hidden layer of 500 units.
@@ -193,6 +194,7 @@ _LARGE_FAMILY: tuple[tuple[Callable[..., ConvolutionalNet], tuple[int, ...]], ..
 _TABLE: dict[str, Architecture] = {
     "digits": ConvolutionalNet(((8, 3, 1, 1), (16, 4, 2, 1)), (32,), size=8),
     "small": ConvolutionalNet(((16, 4, 2, 1), (32, 4, 2, 1)), (100,)),
+    "wide": ConvolutionalNet(((32, 4, 2, 1), (64, 4, 2, 1)), (200,)),
     "large": ConvolutionalNet(((32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1)), (512, 512)),
     "mlp-2x100": ImageMLP((100, 100)),
     "two-layer": ImageMLP((500,)),
