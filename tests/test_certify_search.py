@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ironbound import cascade, certify
 from ironbound.errors import InputError, SoundnessError
 from ironbound.exact.query import Outcome
+from ironbound.models import build
+from ironbound.network import Network
 
 
 @pytest.fixture
@@ -105,3 +107,9 @@ def test_budgets_that_mean_nothing(model: nn.Module, x: Tensor, budget: float) -
 def test_an_unknown_method_names_the_searches(model: nn.Module, x: Tensor) -> None:
     with pytest.raises(InputError, match="lp, milp, split"):
         certify(model, x, eps=0.1, methods=("splits",))
+
+
+@pytest.mark.parametrize(("name", "options"), [("wide", {}), ("small", {"in_channels": 3, "size": 32})])
+def test_networks_that_train_on_two_cores_can_be_proved_again(name: str, options: dict[str, int]) -> None:
+    example = torch.zeros(1, options.get("in_channels", 1), *[options.get("size", 28)] * 2)
+    assert Network(build(name, **options), example).plain is not None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ironbound.certificate.network_file import Arrays
 
 
-CHECKED = 1 << 14  # values of a network up to which proofs are done again by the checker, which walks densely
+CHECKED = 1 << 15  # values of a network up to which proofs are done again by the checker, which walks densely
 
 
 class Network:
