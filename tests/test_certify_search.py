@@ -109,6 +109,23 @@ def test_an_unknown_method_names_the_searches(model: nn.Module, x: Tensor) -> No
         certify(model, x, eps=0.1, methods=("splits",))
 
 
+def test_searches_count_in_networks_of_tens_of_thousands_of_values(model: nn.Sequential, x: Tensor) -> None:
+    # the same function by way of 8 500 neurons that are always on
+    torch.manual_seed(4)
+    wide, back = nn.Linear(12, 8500), nn.Linear(8500, 12)
+    with torch.no_grad():
+        wide.bias.fill_(8.0)
+        back.weight.copy_(torch.linalg.pinv(wide.weight))
+        back.bias.copy_(-back.weight @ wide.bias)
+    through = nn.Sequential(*model[:5], wide, nn.ReLU(), back, model[5]).eval()
+    assert torch.allclose(through(x), model(x), atol=1e-4)
+    found = certify(through, x[:12], eps=0.12, methods=("dual", "split"), attack=None)
+    by_split = (found.status == "certified") & (found.method == "split")
+    assert by_split.any()
+    assert set(found.arithmetic[by_split].tolist()) == {"real arithmetic"}
+    assert "unknown" not in found.status
+
+
 @pytest.mark.parametrize(("name", "options"), [("wide", {}), ("small", {"in_channels": 3, "size": 32})])
 def test_networks_that_train_on_two_cores_can_be_proved_again(name: str, options: dict[str, int]) -> None:
     example = torch.zeros(1, options.get("in_channels", 1), *[options.get("size", 28)] * 2)
