@@ -42,6 +42,13 @@ assert not {"torch", "numpy", "sklearn", "pooch", "matplotlib"} & set(sys.module
         assert word in output
 
 
+@pytest.mark.parametrize("command", [command.callback.__name__ for command in app.registered_commands])
+def test_help_tells_what_a_command_does_and_no_more(command: str) -> None:
+    text = runner.invoke(app, [command, "--help"]).output
+    assert f" {command} [OPTIONS]" in text
+    assert "Raises:" not in text
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     result = runner.invoke(app, [])
     assert result.exit_code == 2

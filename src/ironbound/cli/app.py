@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,8 +28,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _help(command: Callable) -> str:
+    """A command's docstring without the section for those who call it from Python."""
+    return (inspect.getdoc(command) or "").split("\n\nRaises:")[0]
+
+
 for command in (demo, certify, attack, radius, train, verify, check, selftest):
-    app.command()(command)
+    app.command(help=_help(command))(command)
 
 
 def _version(asked: bool) -> None:
