@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ironbound.bounding.backward import Range, Rows, unit_rows
 from ironbound.bounding.functionals import DenseRows
-from ironbound.bounding.windows import Windows
 from ironbound.graph import Graph
 from ironbound.ops.operator import Activation, Affine, Lines
 from ironbound.ops.piecewise import Maximum, PiecewiseLinear
@@ -289,18 +288,8 @@ def _through_closed(rows: Rows, layer: OpenLayer) -> Rows:
 
 def _at_open(rows: Rows, layer: OpenLayer) -> Tensor:
     """Coefficients at the open neurons of each row's example, [rows, width]; 0 at the filling."""
-    neurons, valid = layer.neurons[rows.example], layer.valid[rows.example]
-    if isinstance(rows, DenseRows):
-        return rows.coefficients.flatten(1).gather(1, neurons) * valid
-    assert isinstance(rows, Windows)
-    _, rows_of_map, columns = rows.shape
-    high, wide = rows.size
-    channel = neurons // (rows_of_map * columns)
-    y = (neurons // columns) % rows_of_map - (rows.base[0] * rows.stride[0] + rows.shift[0]).unsqueeze(1)
-    x = neurons % columns - (rows.base[1] * rows.stride[1] + rows.shift[1]).unsqueeze(1)
-    inside = valid & (y >= 0) & (y < high) & (x >= 0) & (x < wide)
-    place = (y * wide + x) * rows.shape[0] + channel
-    return rows.coefficients.flatten(1).gather(1, place.clamp(0, rows.coefficients[0].numel() - 1)) * inside
+    dense = rows.dense().coefficients.flatten(1)
+    return dense.gather(1, layer.neurons[rows.example]) * layer.valid[rows.example]
 
 
 def neuron_rows(graph: Graph, target: int, neuron: Tensor, example: Tensor, like: Tensor) -> tuple[Rows, int, Tensor]:
