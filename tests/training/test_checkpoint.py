@@ -232,10 +232,14 @@ def test_an_artefact_builds_its_network_again(tmp_path: Path) -> None:
     train(model, data.inputs, data.labels, recipe, folder=tmp_path / "run")
     again = Artefact.open(tmp_path / "run").network()
     assert torch.equal(model(data.inputs), again(data.inputs))
-    start = network(recipe.override(f"model.weights={json.dumps(str(tmp_path / 'run'))}").model)
-    assert torch.equal(model(data.inputs), start(data.inputs))
     inner = build("digits").eval()
     inner.load_state_dict({name[2:]: value for name, value in model.state_dict().items() if name.startswith("1.")})
+    torch.save(inner.state_dict(), tmp_path / "bare.pth")
+    for source in (tmp_path / "run", tmp_path / "run" / "weights.pth", tmp_path / "bare.pth"):
+        start = network(recipe.override(f"model.weights={json.dumps(str(source))}").model)
+        assert torch.equal(model(data.inputs), start(data.inputs)), source
+    with pytest.raises(WeightsError, match="not fit"):
+        network(Recipe(model={"name": "mlp-2x100", "mean": [0.3], "std": [0.5], "weights": str(source)}).model)
     torch.testing.assert_close(again(data.inputs), inner((data.inputs - 0.3) / 0.5))
     assert same(network(recipe.model, 4), network(recipe.model, 4))
     assert not same(network(recipe.model, 4), network(recipe.model, 5))

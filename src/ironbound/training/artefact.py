@@ -106,15 +106,26 @@ def network(model: recipes.Model, seed: int = 0) -> nn.Module:
     """
     if model.name is None and model.factory is None:
         raise InputError("the recipe names no network; set model.name or model.factory.")
-    run = model.weights is not None and Path(model.weights).is_dir()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = open_model(model.name, None if run else model.weights, model.factory, **model.options)
+        bare = open_model(model.name, None, model.factory, **model.options)
         if model.initialisation == "ibp" and model.weights is None:
-            ibp_initialise(made)
-    if model.mean is not None and model.std is not None:
-        made = normalized(made, model.mean, model.std)
-    return load_weights(made, Artefact.open(str(model.weights)).weights) if run else made
+            ibp_initialise(bare)
+    made = bare if model.mean is None or model.std is None else normalized(bare, model.mean, model.std)
+    if model.weights is not None:
+        path = Path(model.weights)
+        _load(made, bare, Artefact.open(path).weights if path.is_dir() else path)
+    return made
+
+
+def _load(made: nn.Module, bare: nn.Module, path: Path) -> None:
+    """A run writes its normalisation with the weights, others give those of the bare architecture."""
+    try:
+        load_weights(made, path)
+    except WeightsError:
+        if made is bare:
+            raise
+        load_weights(bare, path)
 
 
 class RunFolder:

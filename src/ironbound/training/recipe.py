@@ -43,7 +43,9 @@ class Model(Section):
         default=None, description="instead of a name: path/module.py:function that makes the network"
     )
     weights: str | None = Field(
-        default=None, description="state dict, or run folder, to start from; default: fresh weights"
+        default=None,
+        description="state dict (with mean and std in front or without), or run folder, to start from; "
+        "default: fresh weights",
     )
     initialisation: Literal["default", "ibp"] = Field(
         default="default", description="fresh weights: PyTorch's, or those of Shi et al. 2021 for interval bounds (ibp)"
