@@ -160,7 +160,8 @@ def _trained(row: rows.Row, seed: int, recipe: Recipe, folder: Path, chosen: arg
         except TrainingError as error:
             if not last:  # the folder is in use, or cannot be written: no result
                 raise
-            status, message = "failed", " ".join(str(error).split())
+            place = folder.relative_to(chosen.out).as_posix()  # records name no path of a machine
+            status, message = "failed", " ".join(str(error).replace(str(folder), place).split())
     facts = Artefact.open(folder).facts
     return {
         "status": status,

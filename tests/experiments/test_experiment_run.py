@@ -102,9 +102,11 @@ def test_results_of_another_recipe_are_not_overwritten(tiny: rows.Row, tmp_path:
 @pytest.mark.usefixtures("tiny")
 def test_a_collapse_is_recorded(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run.main(command(out, "--seeds", "0", "--set", "optimizer.lr=1e9", "run.collapse_epochs=1")) == 1
+    late = 'optimizer.schedule={kind = "linear", from = 1, to = 1e12, start = 1, end = 1.1}'
+    assert run.main(command(out, "--seeds", "0", "--set", late, "run.epochs=2")) == 1
     record = json.loads((out / "results" / "tiny-0.json").read_text(encoding="utf-8"))
-    assert record["status"] == "failed" and record["message"] and "errors" not in record
+    assert record["status"] == "failed" and "errors" not in record
+    assert "runs/tiny-0/weights.pth" in record["message"] and str(out) not in record["message"]
 
 
 def test_trials_are_kept_apart() -> None:
